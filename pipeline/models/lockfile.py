@@ -8,7 +8,7 @@ the folder, the machine or the time, so locking twice writes the same bytes.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +66,24 @@ def read(path: Path) -> list[LockedModel]:
 
 def write(path: Path, entry: LockedModel) -> None:
     """Add `entry`, or replace the one for the same request. Raises UsageError."""
-    import tomli_w
-
     with only_one(path):
         entries = [other for other in read(path) if other["asked"] != entry["asked"]]
-        entries = sorted([*entries, entry], key=lambda entry: sorted(entry["asked"].items()))
-        text = HEADER + tomli_w.dumps({"schema": SCHEMA, "model": entries})
         try:
-            publish_text(path, text)
+            publish_text(path, text([*entries, entry]))
         except UnicodeEncodeError:  # the name of a file of the user's own
             raise UsageError(
                 f"{path}: cannot be written: a name in the request is not UTF-8",
                 "give that file a name in UTF-8",
             ) from None
+
+
+def text(entries: Iterable[LockedModel]) -> str:
+    """A lock file with these entries, each request once."""
+    import tomli_w
+
+    by_request = {tuple(sorted(entry["asked"].items())): entry for entry in entries}
+    ordered = [by_request[request] for request in sorted(by_request)]
+    return HEADER + tomli_w.dumps({"schema": SCHEMA, "model": ordered})
 
 
 def find(path: Path, request: Mapping[str, str]) -> LockedModel:
@@ -153,14 +158,16 @@ def base(entry: LockedModel, home: Home) -> Resolved | None:
 def require_same(path: Path, locked: LockedModel, current: LockedModel) -> None:
     """Raise UsageError that names every difference between what is locked and what is here.
 
-    What is not known yet is not compared: the result before it is made, and before they are
-    fetched the sha256 of small files, which have a blob id instead.
+    What is known on one side alone is not compared: the result before it is made, and before they
+    are fetched the sha256 of small files, which have a blob id instead. `ray` locks so what is
+    made on the nodes alone.
     """
     before, after = dict(_flat(locked)), dict(_flat(current))
     unknown = {
         name
-        for name in before.keys() - after.keys()
-        if name.startswith("result.") or name.removesuffix(".sha256") + ".blob" in after
+        for name in before.keys() ^ after.keys()
+        if name.startswith("result.")
+        or name.removesuffix(".sha256") + ".blob" in before.keys() & after.keys()
     }
     different = [
         f"  {name}: locked is {before.get(name, 'nothing')}, here is {after.get(name, 'nothing')}"
