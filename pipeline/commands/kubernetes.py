@@ -290,6 +290,16 @@ def secret(name: str, key_here: str, *, is_read_whole: bool = False) -> str:
     return f"{NO_NEWLINE} < {shown([key_here])} | {create}/dev/stdin"
 
 
+def require_purpose(spec: InstanceSpec, ahead: estimate.MemoryEstimate) -> None:
+    """Raise UsageError where nothing tells yet what a model is for: chat, or embeddings."""
+    if ahead.header is None and not any(name in spec.server for name in ENDPOINTS):
+        raise UsageError(
+            f"{spec.place}.model: its purpose is read from the model, which is not here yet",
+            "prepare it: "
+            + doitw("prepare " + " ".join(f"{n}={v}" for n, v in spec.model.items())),
+        )
+
+
 class PodModel:
     """The prepared model of an instance, as a pod will have it."""
 
@@ -303,13 +313,7 @@ class PodModel:
         self.is_local = self.chain.resolved.local
         # the user's own files are served in place
         self.weights = tuple(gguf.shards(self.chain.final)) if self.is_local else ()
-        is_set = any(name in spec.server for name in ENDPOINTS)
-        if self.estimate.header is None and not is_set:
-            raise UsageError(
-                f"{spec.place}.model: its purpose is read from the model, which is not here yet",
-                "prepare it: "
-                + doitw("prepare " + " ".join(f"{n}={v}" for n, v in spec.model.items())),
-            )
+        require_purpose(spec, self.estimate)
         if self.is_local and (self.converts or self.chain.quantization):
             raise UsageError(
                 f"{spec.at('model.ref')} = {spec.model['model']}: no pod has that folder or file",

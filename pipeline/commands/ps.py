@@ -19,11 +19,14 @@ from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor import control, liveness, marker, state, status
 from pipeline.serve.supervisor.state import READY, Folder, require_known
 
+from . import ray_cluster
 from .request import Request
 from .session import Session
 
 if TYPE_CHECKING:
     from pipeline.serve.supervisor.status import Row
+
+    from .ray_cluster import ClusterRow
 
 
 def ps(session: Session) -> None:
@@ -40,13 +43,24 @@ def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) ->
             f"restarted: kill -CONT {pid} resumes it, {doitw('down')} ends it with its servers"
         )
     rows = [row for at in places for row in status.ps(at) if not names or row.name in names]
+    deployed = [at for at in places if at.cluster.exists()]
+    remote = [row for at in deployed for row in ray_cluster.rows(at)]
+    remote = [row for row in remote if not names or row.name in names]
     if request.json:
-        print(json.dumps([to_builtins(row) for row in rows]))
-    elif rows:
-        details = [f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY]
-        print("\n".join([text(rows), *(details if reasons else [])]))
-    else:
+        print(json.dumps([to_builtins(row) for row in (*rows, *remote)]))
+        return
+    if remote:
+        print("\n".join([ray_cluster.text(remote), *_reasons(remote, reasons)]))
+    if rows:
+        print("\n".join([text(rows), *_reasons(rows, reasons)]))
+    elif not deployed:
         log.info("nothing is up")
+
+
+def _reasons(rows: Sequence[Row | ClusterRow], wanted: bool) -> list[str]:
+    """Why a server is not ready, for each of which that is known."""
+    reasons = (f"{row.name}: {row.reason}" for row in rows if row.reason and row.state != READY)
+    return [*reasons] if wanted else []
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -97,6 +111,9 @@ def logs(session: Session) -> None:
     """Print the last lines of the logs, and with follow=1 new ones. Raises PipelineError."""
     from pipeline.serve import logfile
 
+    if deployed := [at for at in folders(session) if at.cluster.exists()]:
+        ray_cluster.logs(session, deployed)
+        return
     requested, paths = session.request.servers, log_files(session)
     if requested.follow and len(paths) > 1:
         raise UsageError("follow=1 follows one log", f"name=… is one of {', '.join(paths)}")
@@ -132,10 +149,14 @@ def down(session: Session) -> None:
         require_known(names, [])
     if not session.request.servers.source and len(places) > 1:
         configs = [wanted.config for at in places if (wanted := state.read_wanted(at))]
+        configs += [config for at in places if (config := ray_cluster.config(at))]
         raise UsageError(
             "down: more than one configuration is up", f"config=… is one of {', '.join(configs)}"
         )
-    ended = [name for at in places for name in control.down(at, names)]
+    deployed = [at for at in places if at.cluster.exists()]
+    ended = [name for at in deployed for name in ray_cluster.down(at, names)]
+    here = [at for at in places if at not in deployed or at.wanted.exists()]
+    ended += [name for at in here for name in control.down(at, names)]
     if session.request.json:
         print(json.dumps(ended))
     else:
@@ -201,12 +222,13 @@ def folders(session: Session) -> list[Folder]:
     source = session.request.servers.source
     if source:
         at = state.folder(session.home, source)
-        if session.servers and not at.wanted.exists():
+        if session.servers and not (at.wanted.exists() or at.cluster.exists()):
             _ = session.servers.configuration  # never up: raises if the file cannot be read either
         return [at]
     marked = marker.everywhere()
-    return [
+    here = [
         at
         for at in state.folders(session.home)
         if at.marker in marked or liveness.is_running(at) or liveness.is_left(at)
     ]
+    return [*here, *(at for at in state.deployed(session.home) if at not in here)]

@@ -14,6 +14,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.core.variables import fill, read, variables
+from pipeline.deploy.ray.options import RayVariables
 from pipeline.models import hub_access, quants
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
@@ -91,6 +92,7 @@ class Request(
     anew: bool = False  # measure again what `tune` has kept
     measures: bool = False  # `quality` or `compare` was typed, which measure without a limit
     servers: ServersRequest = ServersRequest()
+    ray: RayVariables = RayVariables()
 
     @property
     def json(self) -> bool:
@@ -196,6 +198,7 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         **{name: _file(name, str(values[name])) for name in FILES if name in values},
         out=str(values.get("out", "")),
         servers=servers_request(values, os.environ),
+        ray=fill(RayVariables, values),
     )
 
 

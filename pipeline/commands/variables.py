@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.bins.build_options import BuildOptions, revision_name
 from pipeline.core.variables import Group, choice, flag, integer, path, text, variable, variables
 from pipeline.deploy.kubernetes.options import Options
+from pipeline.deploy.ray.options import RayVariables
 from pipeline.serve.address import host, host_pattern, origin
 from pipeline.serve.server import AUTO as SANDBOX_AUTO
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
@@ -248,7 +249,7 @@ class FileVariables(Group):
     config: str = variable(
         path,
         "a [file of instances](instances.md), for `up`, `plan`, `prepare`, `ps`, `logs`, `down`, "
-        "`gateway`, `chat`, `claude`, `systemd`, `kubernetes`",
+        "`gateway`, `chat`, `claude`, `systemd`, `kubernetes`, `ray`",
         "",
         shown="what the environment names",
     )
@@ -315,7 +316,7 @@ class FileVariables(Group):
         name="servers",
     )
     url: str = variable(text, "a server or gateway that is in no file", "", of=("claude", "chat"))
-    start: bool = variable(flag, "start it, instead of printing how", False, of=("claude",))
+    start: bool = variable(flag, "start it, instead of printing how", False, of=("claude", "ray"))
 
 
 class ChatVariables(Group):
@@ -395,5 +396,6 @@ GROUPS: dict[str, type[Group]] = {
     "chat": ChatVariables,
     "tune": TuneVariables,
     "kubernetes": Options,
+    "ray": RayVariables,
 }
 TABLE = tuple(each for group in GROUPS.values() for each in variables(group).values())

@@ -27,6 +27,7 @@ REQUIREMENTS = Path(__file__).with_name("converter-requirements.txt")
 INSTALLED_BYTES = 1_300_000_000
 DOWNLOAD_BYTES = 270_000_000
 
+
 @cache
 def requirements_sha256() -> str:
     """The identity of everything that is installed, torch and its index included."""

@@ -320,6 +320,16 @@ STEPS: tuple[Step | ModelStep, ...] = (
         reads=("file", "kubernetes", "format", *RUN),
         also="serve",
     ),
+    Step(
+        "ray",
+        "write a Ray Serve configuration for the servers of config=; start=1 deploys it",
+        run=lambda session: do.ray.run(session),
+        reads=(
+            *("file", "ray", "image", "namespace", "gateway_replicas", "storage", "storage_class"),
+            *("gpus", "host", "out", "format", *RUN),
+        ),
+        also="serve",
+    ),
     # what was made, and what would be
     Step(
         "lock",

@@ -87,6 +87,13 @@ def parse_slices(text: str) -> list[str]:
     return re.findall(r"^\s+MIG (\S+)\s+Device", text, re.M)
 
 
+def ids() -> list[str]:
+    """The ids by which CUDA_VISIBLE_DEVICES names the cards and slices; none without a driver."""
+    program = shutil.which("nvidia-smi")
+    status, out, _ = outcome([program, "-L"], timeout=10) if program else (-1, "", "")
+    return re.findall(r"\(UUID: ((?:GPU|MIG)-[\w/-]+)\)", out) if status == 0 else []
+
+
 def find() -> list[Card]:
     """The cards whose memory nvidia-smi lists; none where it is missing, fails or hangs."""
     program = shutil.which("nvidia-smi")

@@ -41,7 +41,9 @@ def files(
     return {**texts, LAST: text([manifests.kustomization([*texts], options.namespace)])}
 
 
-def text(documents: Sequence[dict[str, Any]], comments: Sequence[str] = ()) -> str:
+def text(
+    documents: Sequence[dict[str, Any]], comments: Sequence[str] = (), *, mark: str = MARK
+) -> str:
     """The text of one file."""
     import yaml
 
@@ -57,7 +59,7 @@ def text(documents: Sequence[dict[str, Any]], comments: Sequence[str] = ()) -> s
             return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     Plain.add_representer(str, Plain.quoted)
-    head = "".join(f"{line}\n" for line in (MARK, *(f"# {comment}" for comment in comments)))
+    head = "".join(f"{line}\n" for line in (mark, *(f"# {comment}" for comment in comments)))
     return head + "---\n".join(
         yaml.dump(document, Dumper=Plain, sort_keys=False, width=100, allow_unicode=True)
         for document in documents
@@ -80,13 +82,15 @@ def comments(workload: Workload) -> list[str]:
     return lines
 
 
-def write(texts: Mapping[str, str], target: Path) -> bool:
-    """Write these files and no others into the folder; False where nothing changed. Raises
-    PipelineError."""
-    _require_ours(target)
+def write(
+    texts: Mapping[str, str], target: Path, *, mark: str = MARK, by: str = "kubernetes"
+) -> bool:
+    """Write these files and no others into the folder; False where nothing changed. `mark` begins
+    each file that the command `by` writes. Raises PipelineError."""
+    _require_ours(target, mark, by)
     require_writable(target.parent)
     with artifacts.locked_folder(target):
-        if _require_ours(target) == dict(texts):
+        if _require_ours(target, mark, by) == dict(texts):
             return False
         with artifacts.new_folder(target) as made:
             made.mkdir()
@@ -95,7 +99,7 @@ def write(texts: Mapping[str, str], target: Path) -> bool:
     return True
 
 
-def _require_ours(target: Path) -> dict[str, str]:
+def _require_ours(target: Path, mark: str, by: str) -> dict[str, str]:
     """The existing files. Raises UsageError where one was not written by us."""
     if not target.exists():
         return {}
@@ -104,10 +108,10 @@ def _require_ours(target: Path) -> dict[str, str]:
             f"out=: {target} is not a folder", "name a folder, or a path that does not exist yet"
         )
     texts = {path.name: _read(path) for path in sorted(target.iterdir())}
-    others = [name for name, content in texts.items() if not content.startswith(MARK)]
+    others = [name for name, content in texts.items() if not content.startswith(mark)]
     if others:
         raise UsageError(
-            f"{target}: {', '.join(others)}: would be lost; not written by {doitw('kubernetes')}",
+            f"{target}: {', '.join(others)}: would be lost; not written by {doitw(by)}",
             "name another folder, out=…; your own changes go into an overlay beside it",
         )
     return texts

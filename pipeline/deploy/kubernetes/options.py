@@ -46,9 +46,9 @@ class Options(Group):
 
     image: str = variable(
         matching(IMAGE, "an image, such as registry.example/llama:1.0"),
-        "the image with this project and llama.cpp's programs",
+        "the image with this project and llama.cpp's programs; for `ray` with Ray too",
         "",
-        shown="required for llama.cpp",
+        shown="required by `kubernetes` for llama.cpp; without it `ray` writes nothing for KubeRay",
     )
     vllm_image: str = variable(
         matching(IMAGE, "an image, such as vllm/vllm-openai:v0.33.0"),
@@ -73,7 +73,7 @@ class Options(Group):
         "",
         shown="`keda` for pods from 0, else `hpa`",
     )
-    gateway_replicas: int = variable(integer(1, 100), "pods of the gateway", 2)
+    gateway_replicas: int = variable(integer(1, 100), "pods or replicas of the gateway", 2)
     model_image: str = variable(
         model_image,
         "an image with the models, mounted in the place of a claim; `{name}` in it is the "
@@ -108,12 +108,12 @@ class Options(Group):
     gpus: int | None = variable(
         integer(0, 64),
         "GPUs of the instances whose `gpu_ids` name none",
-        shown="1",
+        shown="1; of `ray` none where this machine has no card of NVIDIA's",
     )
     out: str = variable(
         path,
-        "the folder that `kubernetes` or `compare` writes; the file that `provenance` writes, `-` "
-        "prints it; the `.svg`, `.html` or `.dot` that `graph` writes",
+        "the folder that `kubernetes`, `ray` or `compare` writes; the file that `provenance` "
+        "writes, `-` prints it; the `.svg`, `.html` or `.dot` that `graph` writes",
         "",
         shown="`deploy/<configuration>` or `reports/<model>` in the home; beside the file; `graph` "
         "prints text",

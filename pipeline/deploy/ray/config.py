@@ -6,11 +6,10 @@ application of its own. What the gateway knows of them is its `user_config`, whi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, field, to_builtins
+from msgspec import Struct, field, json
 
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.server import BOOT, DEMAND, GATEWAY, LLAMA_CPP, Server
@@ -26,6 +25,7 @@ UPSCALE_SECONDS = 5.0  # of more work before a replica is added
 LOOK_BACK_SECONDS = 10.0  # over which Serve averages the requests under way
 DOWNSCALE_SECONDS = 600.0  # of less work before one is removed: a new one has to load first
 INGRESS_CPUS = 0.25  # as docs/cluster.md computes it
+INGRESS_MEMORY = 256 * 1024**2  # bytes
 INGRESS_REQUESTS = 1000  # that one replica of the gateway has under way
 
 
@@ -97,15 +97,38 @@ class ClusterServer(Struct, frozen=True, kw_only=True):
         )
 
 
+class Planned(Struct, frozen=True, kw_only=True):
+    """The servers of a file on a cluster, and so many gateways before them. `configuration` is the
+    file's name there."""
+
+    configuration: str
+    servers: tuple[ClusterServer, ...]
+    settings: GatewaySettings
+    ingresses: int
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What Serve deploys."""
+        return serve_config(
+            self.servers,
+            self.settings,
+            configuration=self.configuration,
+            ingresses=self.ingresses,
+        )
+
+
 def serve_config(
     servers: Sequence[ClusterServer],
     settings: GatewaySettings,
     *,
     configuration: str,
     ingresses: int,
+    ingress: Resources | None = None,
 ) -> dict[str, Any]:
     """What Serve deploys: the body of `PUT /api/serve/applications/`. Serve's proxies listen where
-    `settings` says, on every node that has a replica; `ingresses` is the number of gateways."""
+    `settings` says, on every node that has a replica; `ingresses` is the number of gateways,
+    `ingress` what each of them needs."""
+    needed = ingress or Resources(cpus=INGRESS_CPUS, memory=INGRESS_MEMORY)
     known = IngressConfig(
         configuration=configuration,
         settings=settings,
@@ -125,9 +148,9 @@ def serve_config(
                         "name": INGRESS,
                         "num_replicas": ingresses,
                         "max_ongoing_requests": INGRESS_REQUESTS,
-                        "user_config": to_builtins(known),
+                        "user_config": json.decode(json.encode(known)),
                         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-                        "ray_actor_options": {"num_cpus": INGRESS_CPUS},
+                        "ray_actor_options": needed.actor_options,
                     }
                 ],
             },
@@ -174,8 +197,3 @@ def replicas(server: ClusterServer) -> dict[str, Any]:
             "downscale_delay_s": idle,
         }
     }
-
-
-def in_gib(count: float) -> float:
-    """Bytes in GiB, rounded up to a tenth."""
-    return math.ceil(count / 1024**3 * 10) / 10

@@ -135,6 +135,11 @@ class Folder(Struct, frozen=True):
         return self.path / "books.json"
 
     @property
+    def cluster(self) -> Path:
+        """Where its servers are, once they were deployed to a Ray cluster."""
+        return self.path / "ray.json"
+
+    @property
     def marker(self) -> str:
         """The marker in the environment of every process of this configuration."""
         return hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
@@ -150,6 +155,11 @@ def folder(home: Home, config: str) -> Folder:
 def folders(home: Home) -> list[Folder]:
     """Those of all configurations that were ever up."""
     return [Folder(path.parent) for path in sorted(home.run.glob("instances/*/wanted.json"))]
+
+
+def deployed(home: Home) -> list[Folder]:
+    """Those of all configurations that are on a Ray cluster."""
+    return [Folder(path.parent) for path in sorted(home.run.glob("instances/*/ray.json"))]
 
 
 def write_wanted(at: Folder, wanted: DesiredState) -> None:

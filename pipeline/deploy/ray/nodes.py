@@ -1,0 +1,86 @@
+"""What servers need, held against what the nodes of a cluster have. Nothing here asks anybody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec import Struct
+
+from pipeline.core.errors import UsageError
+from pipeline.core.text import plural, size
+
+from .config import INGRESS_CPUS, ClusterServer, Resources
+
+CPU, GPU, MEMORY = "CPU", "GPU", "memory"  # as Ray names them; memory in bytes
+
+
+class ClusterNode(Struct, frozen=True, kw_only=True):
+    """A node, with all that it has, in use or not."""
+
+    ip: str
+    resources: Mapping[str, float]
+    id: str = ""
+    is_head: bool = False
+
+    def holds(self, needed: Mapping[str, float]) -> bool:
+        return all(self.resources.get(name, 0) >= count for name, count in needed.items())
+
+
+def amounts(resources: Resources) -> dict[str, float]:
+    """The resources by Ray's names; without those of which none is needed."""
+    named = {CPU: resources.cpus, GPU: resources.gpus, MEMORY: resources.memory}
+    return {name: count for name, count in {**named, **resources.custom}.items() if count}
+
+
+def require_fit(servers: Sequence[ClusterServer], nodes: Sequence[ClusterNode]) -> None:
+    """Raise UsageError that names each server that fits no node, with the figures."""
+    lines = []
+    for server in servers:
+        needed = amounts(server.resources)
+        if not any(node.holds(needed) for node in nodes):
+            lines.append(f"{server.name}: needs {shown(needed)} on one node, and no node has that")
+    if not lines:
+        return
+    wanted = {name for server in servers for name in amounts(server.resources)}
+    lines += [f"node {node.ip}: has {shown(_only(node, wanted))}" for node in nodes]
+    hint = "set server.ctx_size or a smaller quant, gpus=, or add a node with more"
+    raise UsageError("\n".join(lines), hint)
+
+
+def short(servers: Sequence[ClusterServer], ingresses: int, nodes: Sequence[ClusterNode]) -> str:
+    """A line where the nodes together have too little for the least replicas of all servers, and
+    one of each that may have none; empty where they have enough, as far as sums tell."""
+    needed: dict[str, float] = {CPU: ingresses * INGRESS_CPUS}
+    for server in servers:
+        for name, count in amounts(server.resources).items():
+            needed[name] = needed.get(name, 0) + count * max(1, server.replicas[0])
+    there = {name: sum(node.resources.get(name, 0) for node in nodes) for name in needed}
+    missing = {name: count for name, count in needed.items() if count > there[name]}
+    if not missing:
+        return ""
+    has = shown({name: there[name] for name in missing})
+    return (
+        f"all servers together need {shown(missing)}, and {plural(len(nodes), 'node')} together "
+        f"have {has}: some wait for a node, or for others to go"
+    )
+
+
+def _only(node: ClusterNode, names: set[str]) -> dict[str, float]:
+    return {name: node.resources.get(name, 0) for name in (CPU, GPU, MEMORY) if name in names} | {
+        name: node.resources.get(name, 0) for name in sorted(names - {CPU, GPU, MEMORY})
+    }
+
+
+def shown(amounts: Mapping[str, float]) -> str:
+    """Resources for people: `2 CPUs, 1 GPU, 4.1 GB of memory`."""
+    return ", ".join(_shown(amounts))
+
+
+def _shown(amounts: Mapping[str, float]) -> Iterator[str]:
+    for name, count in amounts.items():
+        if name == MEMORY:
+            yield f"{size(int(count))} of memory"
+        elif name in (CPU, GPU):
+            yield f"{count:g} {name}" + ("" if count == 1 else "s")
+        else:
+            yield f"{count:g} {name}"

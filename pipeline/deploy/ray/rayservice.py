@@ -1,0 +1,225 @@
+"""KubeRay's RayService for the same servers: a group of pods for each kind of node that they need,
+one pod for each replica, and a claim that all pods share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pipeline.deploy.kubernetes.manifests import (
+    HOME,
+    ISOLATED,
+    SETTINGS_OF_PREPARE,
+    TOKEN,
+    UNKNOWN_DISK,
+    UNPRIVILEGED,
+    environment_variable,
+    in_gib,
+    mount,
+)
+from pipeline.deploy.kubernetes.options import Options
+from pipeline.deploy.kubernetes.workload import DATA, EVERYWHERE, KEY, kubernetes_name
+from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.server import GATEWAY
+
+from .config import ClusterServer, Resources, serve_config
+
+KEYS = "/etc/llama/keys"
+GIB = 1024**3
+HEAD = Resources(cpus=1, memory=4 * GIB)
+ON_GATEWAY = Resources(cpus=1, memory=GIB, custom={GATEWAY: 1.0})
+BESIDE = GIB  # bytes of Ray's processes in a pod
+IDLE_SECONDS = 60  # without a replica until the autoscaler removes a pod
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Pods that are alike. `least` and `most` are how many."""
+
+    name: str
+    resources: Resources
+    least: int
+    most: int
+
+
+def groups(servers: Sequence[ClusterServer], ingresses: int) -> list[Group]:
+    """The gateway's pods, and those of each kind of node, named after the first server on it."""
+    made = {GATEWAY: Group(name=GATEWAY, resources=ON_GATEWAY, least=ingresses, most=ingresses)}
+    for server in servers:
+        name, (least, most) = json.dumps(server.resources.actor_options), server.replicas
+        before = made.get(name)
+        made[name] = (
+            replace(before, least=before.least + least, most=before.most + most)
+            if before
+            else Group(
+                name=kubernetes_name(server.name),
+                resources=server.resources,
+                least=least,
+                most=most,
+            )
+        )
+    return list(made.values())
+
+
+def documents(
+    servers: Sequence[ClusterServer],
+    settings: GatewaySettings,
+    options: Options,
+    *,
+    configuration: str,
+    ray: str,
+) -> list[dict[str, Any]]:
+    """The claim and the RayService; `ray` is the version in the image."""
+    inside = replace(
+        settings,
+        host=EVERYWHERE,
+        api_key_file=None if settings.without_key else f"{KEYS}/{KEY}",
+    )
+    config = serve_config(
+        servers,
+        inside,
+        configuration=configuration,
+        ingresses=options.gateway_replicas,
+        ingress=ON_GATEWAY,
+    )
+    made = groups(servers, options.gateway_replicas)
+    labels = {"app.kubernetes.io/part-of": configuration}
+    namespace = {"namespace": options.namespace} if options.namespace else {}
+    scaling = {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"idleTimeoutSeconds": IDLE_SECONDS},
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim(configuration), **namespace, "labels": labels},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                **({"storageClassName": options.storage_class} if options.storage_class else {}),
+                "resources": {"requests": {"storage": options.storage or in_gib(UNKNOWN_DISK)}},
+            },
+        },
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayService",
+            "metadata": {"name": configuration, **namespace, "labels": labels},
+            "spec": {
+                "serveConfigV2": _yaml(config),
+                "rayClusterConfig": {
+                    "rayVersion": ray,
+                    **(scaling if any(group.least < group.most for group in made) else {}),
+                    "headGroupSpec": {
+                        "rayStartParams": {"dashboard-host": EVERYWHERE, "num-cpus": "0"},
+                        "template": _pod(HEAD, inside, options, configuration, is_head=True),
+                    },
+                    "workerGroupSpecs": [
+                        {
+                            "groupName": group.name,
+                            "replicas": group.least,
+                            "minReplicas": group.least,
+                            "maxReplicas": group.most,
+                            "rayStartParams": start_params(group.resources),
+                            "template": _pod(group.resources, inside, options, configuration),
+                        }
+                        for group in made
+                    ],
+                },
+            },
+        },
+    ]
+
+
+def claim(configuration: str) -> str:
+    """The name of the claim with the models."""
+    return f"{configuration}-models"
+
+
+def secret(configuration: str) -> str:
+    """The name of the Secret with the gateway's key."""
+    return f"{configuration}-api-key"
+
+
+def start_params(resources: Resources) -> dict[str, str]:
+    """What Ray takes a pod for; a shell reads the names and numbers of custom resources."""
+    params = {
+        "num-cpus": f"{math.ceil(resources.cpus)}",
+        "num-gpus": f"{resources.gpus}",
+        "memory": f"{resources.memory or GIB}",
+    }
+    if resources.custom:
+        whole = {name: math.ceil(count) for name, count in resources.custom.items()}
+        params["resources"] = json.dumps(json.dumps(whole))
+    return params
+
+
+def _pod(
+    resources: Resources,
+    settings: GatewaySettings,
+    options: Options,
+    configuration: str,
+    *,
+    is_head: bool = False,
+) -> dict[str, Any]:
+    """The template of a pod, which holds one replica beside Ray."""
+    volumes: list[tuple[str, str, bool, dict[str, Any]]] = [
+        ("data", DATA, False, {"persistentVolumeClaim": {"claimName": claim(configuration)}}),
+        ("tmp", HOME, False, {"emptyDir": {}}),
+    ]
+    if settings.api_key_file:
+        named = {"secretName": secret(configuration), "defaultMode": 0o440}
+        volumes.append(("keys", KEYS, True, {"secret": named}))
+    # Ray kills what uses more memory than its container may, before the kernel does: it needs a
+    # limit, which a server with its weights and context stays below.
+    amounts: dict[str, Any] = {
+        "cpu": f"{math.ceil(resources.cpus)}",
+        "memory": in_gib((resources.memory or GIB) + BESIDE),
+        **({"nvidia.com/gpu": f"{resources.gpus}"} if resources.gpus else {}),
+    }
+    env: Mapping[str, str | dict[str, Any]] = {
+        **SETTINGS_OF_PREPARE,
+        "HF_TOKEN": TOKEN,
+        "HOME": HOME,
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    ports = [{"name": "serve", "containerPort": settings.port, "protocol": "TCP"}]
+    if is_head:
+        ports += [
+            {"name": "gcs-server", "containerPort": 6379, "protocol": "TCP"},
+            {"name": "dashboard", "containerPort": 8265, "protocol": "TCP"},
+        ]
+    return {
+        "metadata": {"labels": {"app.kubernetes.io/part-of": configuration}},
+        "spec": {
+            **({} if is_head else ISOLATED),
+            "securityContext": UNPRIVILEGED,
+            "containers": [
+                {
+                    "name": "ray-head" if is_head else "ray-worker",
+                    "image": options.image,
+                    "env": [environment_variable(name, value) for name, value in env.items()],
+                    "ports": ports,
+                    "resources": {"requests": amounts, "limits": amounts},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                    "volumeMounts": [
+                        mount(name, path, read_only) for name, path, read_only, _ in volumes
+                    ],
+                }
+            ],
+            "volumes": [{"name": name, **volume} for name, _, _, volume in volumes],
+        },
+    }
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(config, sort_keys=False, width=100, allow_unicode=True)
+    return text
