@@ -21,6 +21,8 @@ from pipeline.core.bounded import Bound
 from pipeline.core.download import remote
 from pipeline.core.errors import PipelineError
 from pipeline.deploy import claude
+from pipeline.deploy.ray import cluster
+from pipeline.deploy.ray.cluster import Cluster
 from pipeline.serve import health
 from pipeline.serve.gateway.ollama import exchange
 from pipeline.serve.gateway.ollama.replies import Vectors
@@ -48,6 +50,16 @@ def models(url: str) -> None:
     claude.chat_models(url, "", "try again")
 
 
+def dashboard(url: str) -> None:
+    Cluster(url, "").serves()
+
+
+def deployment(url: str) -> None:
+    """An error that does not end: any other answer is none."""
+    Cluster(url, "").deploy({})
+    raise PipelineError("answered")
+
+
 def chat(url: str) -> None:
     peer = ChatServer(url=url, model="m")
     asyncio.run(completions.answer(peer, [Message("user", "hello")], lambda text, reasoning: None))
@@ -62,7 +74,7 @@ def probe(url: str) -> None:
 
 ALWAYS = ("gzip_bomb", "drip_headers", "endless_redirect")
 CLIENTS: dict[str, Callable[[str], None]] = {
-    client.__name__: client for client in (releases, source, models, probe)
+    client.__name__: client for client in (releases, source, models, probe, dashboard, deployment)
 }
 
 
@@ -74,6 +86,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(github, "TIMEOUT", BOUND.seconds)
     monkeypatch.setattr(claude, "ANSWER", BOUND)
     monkeypatch.setattr(claude, "REQUEST_SECONDS", BOUND.seconds)
+    monkeypatch.setattr(cluster, "ANSWER", BOUND)
+    monkeypatch.setattr(cluster, "DEPLOYED", BOUND)
     monkeypatch.setattr(bounded, "HEADERS_SECONDS", BOUND.seconds)
     monkeypatch.setattr(health, "MOST_BYTES", BOUND.bytes)
     monkeypatch.setattr(completions, "ERROR_SECONDS", BOUND.seconds)

@@ -21,7 +21,7 @@ from pipeline.deploy.kubernetes.options import Options, options
 from pipeline.deploy.kubernetes.workload import SEQUENCES, SLOTS
 from pipeline.deploy.ray import adapt, environment, local, nodes, rayservice
 from pipeline.deploy.ray import cluster as clusters
-from pipeline.deploy.ray.config import ClusterServer, Planned
+from pipeline.deploy.ray.config import ClusterPlan, ClusterServer
 from pipeline.models import lockfile
 from pipeline.serve.config import checks, instances
 from pipeline.serve.config.api_keys import NONE, split
@@ -68,13 +68,13 @@ def out(servers: Servers, options: Options) -> Path:
     return servers.home.root / "deploy" / f"{kubernetes.part_of(servers)}-ray"
 
 
-def plan(servers: Servers, options: Options, *, is_local: bool) -> Planned:
+def plan(servers: Servers, options: Options, *, is_local: bool) -> ClusterPlan:
     """The servers as a cluster will run them; with `is_local` it is one on this machine. Raises
     PipelineError, for all errors of the file at once."""
     configuration = check_configuration(servers)
     settings = gateway_settings(configuration, is_local=is_local)
     made = cluster_servers(servers, configuration, options)
-    return Planned(
+    return ClusterPlan(
         configuration=kubernetes.part_of(servers),
         servers=tuple(made),
         settings=settings,
@@ -233,7 +233,7 @@ def entries(models: Sequence[Model]) -> list[lockfile.LockedModel]:
     return [lock.entry(each) for model in models for each in (model, *model.beside.values())]
 
 
-def files(servers: Servers, planned: Planned, options: Options) -> dict[str, str]:
+def files(servers: Servers, planned: ClusterPlan, options: Options) -> dict[str, str]:
     """The text of each file, by its name."""
     texts = {SERVE_FILE: folder.text([planned.body], mark=MARK)}
     if options.image:
@@ -252,7 +252,7 @@ def files(servers: Servers, planned: Planned, options: Options) -> dict[str, str
 
 
 def report(
-    servers: Servers, planned: Planned, options: Options, target: Path, is_new: bool
+    servers: Servers, planned: ClusterPlan, options: Options, target: Path, is_new: bool
 ) -> None:
     """Print what was written, and the commands that come next."""
     config = shown(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from pipeline.deploy.ray.cluster import (
     ReplicaDetails,
     ServeDetails,
 )
-from pipeline.deploy.ray.config import Planned
+from pipeline.deploy.ray.config import ClusterPlan
 from pipeline.deploy.ray.deployed import Deployed
 from pipeline.serve import address
 from pipeline.serve.server import GATEWAY
@@ -79,7 +79,7 @@ class ClusterRow(Struct, frozen=True, kw_only=True):
 # start=1
 
 
-def start(servers: Servers, planned: Planned, at: str) -> None:
+def start(servers: Servers, planned: ClusterPlan, at: str) -> None:
     """Deploy to the cluster at `at`, or to a Ray on this machine, and wait until all is ready.
     Raises PipelineError."""
     servers.at.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,7 +123,7 @@ def _there(before: Deployed | None, at: str) -> Deployed | None:
     return None
 
 
-def _started(servers: Servers, planned: Planned, at: str) -> Deployed:
+def _started(servers: Servers, planned: ClusterPlan, at: str) -> Deployed:
     """The cluster at an address, or one that is started now. Raises PipelineError."""
     made = Deployed(
         config=servers.requested.source, configuration=planned.configuration, address=at
@@ -196,7 +196,7 @@ def _wait(cluster: Cluster, names: Sequence[str]) -> ServeDetails:
         time.sleep(POLL_SECONDS)
 
 
-def _gateway(details: ServeDetails, planned: Planned) -> str:
+def _gateway(details: ServeDetails, planned: ClusterPlan) -> str:
     options = details.http_options or {}
     host, port = str(options.get("host", "")), int(options.get("port", 0))
     settings = planned.settings
@@ -298,7 +298,7 @@ def logs(session: Session, places: Sequence[Folder]) -> None:
             names += ours
             for name in requested.names or ours:
                 for replica in ours[name].replicas if name in ours else ():
-                    found[f"{name} on {replica.node_ip}, {replica.replica_id}"] = _log_lines(
+                    found[f"{name} on {replica.node_ip}, {replica.replica_id}"] = _log(
                         cluster, replica, requested
                     )
     require_known(requested.names, names)
@@ -306,29 +306,23 @@ def logs(session: Session, places: Sequence[Folder]) -> None:
         raise UsageError("no replica is running", f"{doitw('ps')} lists the servers")
     if requested.follow and len(found) > 1:
         raise UsageError("follow=1 follows one log", "name=… of a server with one replica")
-    for title, lines in found.items():
+    for title, pieces in found.items():
         if len(found) > 1:
             print(f"==> {title} <==")
-        for line in lines:
-            print(line, flush=requested.follow)
+        for piece in pieces:
+            print(piece, end="", flush=requested.follow)
 
 
-def _log_lines(
-    cluster: Cluster, replica: ReplicaDetails, requested: ServersRequest
-) -> Iterator[str]:
+def _log(cluster: Cluster, replica: ReplicaDetails, requested: ServersRequest) -> Iterator[str]:
     """The log of a replica's server, else of the replica itself, which is there before it."""
-    own = PurePosixPath((replica.log_file_path or "").lstrip("/"))
-    node = replica.node_id or ""
-    for file in (
-        (own.with_name(own.name.replace("replica_", "server_", 1)), own) if own.name else ()
-    ):
-        lines = cluster.log(node, str(file), requested.lines)
-        if lines is not None:
-            yield from lines
-            if requested.follow:
-                yield from cluster.follow(node, str(file))
+    own, node = replica.log_file_path or "", replica.node_id or ""
+    for file in (own.replace("/replica_", "/server_", 1), own) if own else ():
+        last = cluster.log(node, file.lstrip("/"), requested.lines)
+        if last is not None:
+            new = cluster.follow(node, file.lstrip("/"), requested.lines)
+            yield from new if requested.follow else (last,)
             return
-    yield "no log: the replica has just started, or its node is gone"
+    yield "no log: the replica has just started, or its node is gone\n"
 
 
 def down(at: Folder, names: Sequence[str]) -> list[str]:

@@ -50,16 +50,19 @@ def _drop_body_of_redirect(answer: httpx2.Response) -> None:
         answer.stream = httpx2.ByteStream(b"")
 
 
-def get(client: httpx2.Client, url: str, bound: Bound, **options: Any) -> httpx2.Response:
-    """The whole answer to a GET. Raises PipelineError where it is longer, or takes longer, than the
-    bound, and httpx2.RequestError. `options` are those of `httpx2.Client.stream`."""
+def get(
+    client: httpx2.Client, url: str, bound: Bound, *, method: str = "GET", **options: Any
+) -> httpx2.Response:
+    """The whole answer to a GET, or another method. Raises PipelineError where it is longer, or
+    takes longer, than the bound, and httpx2.RequestError. `options` are those of
+    `httpx2.Client.stream`."""
     import httpx2
 
     deadline = time.monotonic() + bound.seconds
 
     def read() -> httpx2.Response:
         blocks, got = [], 0
-        with client.stream("GET", url, **options) as answer:
+        with client.stream(method, url, **options) as answer:
             for block in answer.iter_bytes():
                 got += len(block)
                 if got > bound.bytes:

@@ -25,6 +25,7 @@ APPLICATIONS = "/api/serve/applications/"
 SECONDS = 30.0  # for an answer; Serve's own start, in the first deployment, takes some of them
 DEPLOY_SECONDS = 180.0
 ANSWER = Bound(bytes=64 * 1024**2, seconds=2 * SECONDS)  # a thousand replicas take a few MB
+DEPLOYED = Bound(bytes=1024**2, seconds=2 * DEPLOY_SECONDS)  # empty, or an error
 MOST_NODES = 10_000  # that the dashboard lists
 VARIABLE = "RAY_ADDRESS"
 
@@ -162,7 +163,7 @@ class Cluster:
         """Have Serve run these applications, and no others that came by this API. Raises
         PipelineError."""
         with self._client(DEPLOY_SECONDS) as client:
-            answer = client.put(APPLICATIONS, json=dict(body))
+            answer = bounded.get(client, APPLICATIONS, DEPLOYED, method="PUT", json=dict(body))
         if answer.status_code != 200:
             raise PipelineError(
                 f"{self.shown}: refuses the applications ({answer.status_code}):\n"
@@ -170,24 +171,26 @@ class Cluster:
                 "see whether the cluster runs the version of Ray in requirements/ray.txt",
             )
 
-    def log(self, node_id: str, file: str, lines: int) -> list[str] | None:
+    def log(self, node_id: str, file: str, lines: int) -> str | None:
         """The last lines of a file in a node's log folder; None where there is none. Raises
         PipelineError."""
-        options = {"node_id": node_id, "filename": file, "lines": str(lines or 1)}
+        options = {"node_id": node_id, "filename": file, "lines": str(max(1, lines))}
         with self._client(SECONDS) as client:
             answer = bounded.get(client, "/api/v0/logs/file", ANSWER, params=options)
         if answer.status_code != 200:
             return None
-        return answer.text.splitlines() if lines else []
+        return answer.text if lines else ""
 
-    def follow(self, node_id: str, file: str) -> Iterator[str]:
-        """New lines of such a file, until it ends or the caller stops. Raises PipelineError."""
-        options = {"node_id": node_id, "filename": file, "lines": "1", "interval": "0.5"}
+    def follow(self, node_id: str, file: str, lines: int) -> Iterator[str]:
+        """Pieces of such a file, the last lines first, as they are written, until the node is gone
+        or the caller stops. Raises PipelineError."""
+        options = {"node_id": node_id, "filename": file, "interval": "0.5"}
+        options["lines"] = str(max(1, lines))
         with (
             self._client(None) as client,
             client.stream("GET", "/api/v0/logs/stream", params=options) as answer,
         ):
-            yield from answer.iter_lines()
+            yield from answer.iter_text()
 
     @property
     def shown(self) -> str:

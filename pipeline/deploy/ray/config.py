@@ -97,7 +97,7 @@ class ClusterServer(Struct, frozen=True, kw_only=True):
         )
 
 
-class Planned(Struct, frozen=True, kw_only=True):
+class ClusterPlan(Struct, frozen=True, kw_only=True):
     """The servers of a file on a cluster, and so many gateways before them. `configuration` is the
     file's name there."""
 

@@ -37,7 +37,7 @@ BESIDE = GIB  # bytes of Ray's processes in a pod
 IDLE_SECONDS = 60  # without a replica until the autoscaler removes a pod
 
 
-class Group(Struct, frozen=True, kw_only=True):
+class PodGroup(Struct, frozen=True, kw_only=True):
     """Pods that are alike. `least` and `most` are how many."""
 
     name: str
@@ -46,16 +46,16 @@ class Group(Struct, frozen=True, kw_only=True):
     most: int
 
 
-def groups(servers: Sequence[ClusterServer], ingresses: int) -> list[Group]:
+def groups(servers: Sequence[ClusterServer], ingresses: int) -> list[PodGroup]:
     """The gateway's pods, and those of each kind of node, named after the first server on it."""
-    made = {GATEWAY: Group(name=GATEWAY, resources=ON_GATEWAY, least=ingresses, most=ingresses)}
+    made = {GATEWAY: PodGroup(name=GATEWAY, resources=ON_GATEWAY, least=ingresses, most=ingresses)}
     for server in servers:
         name, (least, most) = json.dumps(server.resources.actor_options), server.replicas
         before = made.get(name)
         made[name] = (
             replace(before, least=before.least + least, most=before.most + most)
             if before
-            else Group(
+            else PodGroup(
                 name=kubernetes_name(server.name),
                 resources=server.resources,
                 least=least,
