@@ -310,6 +310,7 @@ def run_node(session: Session) -> None:
             f"node={head}: must be head, or the address of a head",
             f"such as node={head}:{local.GCS_PORT}",
         )
+    token = cluster_token(head == "head")
     python = ray_cluster.environment_of(session.home, request.offline)
     node = local.here(len(nvidia.find()), ray_cluster.own_resources(session.programs), ip)
     words = (
@@ -318,7 +319,7 @@ def run_node(session: Session) -> None:
         else local.join_words(node, head)
     )
     log.info(f"this node has {nodes.shown(node.resources)}")
-    env = {**environment.variables(os.environ, session.home), **cluster_token(head == "head")}
+    env = {**environment.variables(os.environ, session.home), **token}
     status = process.attached([python, *environment.COMMAND, *words], env=env)
     if status > 0:
         raise PipelineError(f"ray ended with {status}", "its output is above")

@@ -133,3 +133,18 @@ def test_none_where_it_hangs(programs: Path) -> None:
     start = time.monotonic()
     assert nvidia.find() == []
     assert 5 < time.monotonic() - start < 90
+
+
+@posix
+def test_the_ids_of_cards_and_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5f2a-11)
+  MIG 1g.5gb      Device  0: (UUID: MIG-9c-22)
+GPU 1: Tesla T4 (UUID: GPU-77)
+"""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n[ \"$1\" = -L ] && cat <<'END'\n{listed}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert nvidia.ids() == ["GPU-5f2a-11", "MIG-9c-22", "GPU-77"]
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert nvidia.ids() == []

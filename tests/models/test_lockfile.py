@@ -401,3 +401,19 @@ def test_a_small_file_is_told_by_its_blob_until_it_is_here(path: Path) -> None:
     del large["files"][1]["sha256"]
     (line,) = differing(path, entry(), large)
     assert "files[model.safetensors].sha256" in line
+
+
+def test_a_lock_written_before_the_model_was_made_here(path: Path) -> None:
+    """As `ray` writes it: nodes make the model, and know its small files and its result first."""
+    early = copy.deepcopy(entry())
+    del early["result"], early["files"][0]["sha256"]
+    assert not differing(path, early, entry())
+    other = copy.deepcopy(entry())
+    other["files"][1]["sha256"] = B
+    (line,) = differing(path, early, other)
+    assert "files[model.safetensors].sha256" in line
+
+
+def test_a_text_has_each_request_once(path: Path) -> None:
+    lockfile.write(path, entry())
+    assert lockfile.text([entry(), entry()]) == path.read_text("utf-8")
