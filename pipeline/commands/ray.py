@@ -52,10 +52,13 @@ def run(session: Session) -> None:
     at = clusters.address(request.ray.address, os.environ)
     if request.ray.address and not request.servers.start:
         raise UsageError(f"address={at}: is deployed to with start=1", "add it, or leave it out")
-    planned = plan(servers, chosen, is_local=not at)
+    planned = plan(servers, chosen)
     target = out(servers, chosen)
     is_new = folder.write(files(servers, planned, chosen), target, mark=MARK, by="ray")
     if request.servers.start:
+        if not at:
+            gateways.check(planned.settings)
+            planned = replace(planned, ingresses=1)
         ray_cluster.start(servers, planned, at)
     else:
         report(servers, planned, chosen, target, is_new)
@@ -68,17 +71,17 @@ def out(servers: Servers, options: Options) -> Path:
     return servers.home.root / "deploy" / f"{kubernetes.part_of(servers)}-ray"
 
 
-def plan(servers: Servers, options: Options, *, is_local: bool) -> ClusterPlan:
-    """The servers as a cluster will run them; with `is_local` it is one on this machine. Raises
-    PipelineError, for all errors of the file at once."""
+def plan(servers: Servers, options: Options) -> ClusterPlan:
+    """The servers as a cluster will run them. Raises PipelineError, for all errors of the file at
+    once."""
     configuration = check_configuration(servers)
-    settings = gateway_settings(configuration, is_local=is_local)
+    settings = gateway_settings(configuration)
     made = cluster_servers(servers, configuration, options)
     return ClusterPlan(
         configuration=kubernetes.part_of(servers),
         servers=tuple(made),
         settings=settings,
-        ingresses=1 if is_local else options.gateway_replicas,
+        ingresses=options.gateway_replicas,
     )
 
 
@@ -125,7 +128,7 @@ def with_own_address(spec: InstanceSpec, port: int) -> InstanceSpec:
     return replace(spec, server=server, control=control)
 
 
-def gateway_settings(configuration: Configuration, *, is_local: bool) -> GatewaySettings:
+def gateway_settings(configuration: Configuration) -> GatewaySettings:
     """The gateway's settings, with the path of its key on the nodes. Raises UsageError."""
     table = configuration.gateway
     settings = GatewaySettings(
@@ -139,9 +142,7 @@ def gateway_settings(configuration: Configuration, *, is_local: bool) -> Gateway
         inspect=table.inspect,
         without_key=not table.api_key_file and split(table.api_key) == [NONE],
     )
-    if is_local:
-        gateways.check(settings)
-    elif not (settings.api_key_file or settings.without_key or is_loopback(settings.host)):
+    if not (settings.api_key_file or settings.without_key or is_loopback(settings.host)):
         raise UsageError(
             f"{configuration.at_gateway('host')} = {settings.host}: other machines can reach it, "
             "and there is no API key",
