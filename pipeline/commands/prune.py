@@ -21,6 +21,7 @@ from pipeline.core.paths import Home
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.locks import is_held
+from pipeline.deploy.ray import environment
 from pipeline.models import converter, mix_file, on_disk
 from pipeline.models.on_disk import OnDisk
 from pipeline.report import quality
@@ -36,7 +37,7 @@ NO_PROGRAMS = (".build", ".source", ".ui", "package", "packages")  # of what is 
 UPGRADED = re.compile(rf"[0-9a-f]{{{active.SHORT}}}")
 # Of the cache: environments and toolkits, downloads, and what the tests have installed.
 CACHED = (
-    *("converter-*", "cuda-*", "node-*", "signing-*", "archives/*/*"),
+    *("converter-*", "cuda-*", "node-*", "ray-*", "signing-*", "archives/*/*"),
     *("clients/*", "litellm/*", "pei-docker-*"),
 )
 
@@ -181,11 +182,12 @@ def of_logs(home: Home, known: Uses, days: int) -> Iterator[Removable]:
 
 def of_cache(home: Home, days: int) -> Iterator[Removable]:
     """What was not used for some days, in the cache that all checkouts share. What this one would
-    use next stays: its converter, CUDA toolkit, Node.js and model-signing."""
+    use next stays: its converter, Ray, CUDA toolkit, Node.js and model-signing."""
     cache = paths.cache(home)
     present = (
-        *(converter.folder(home), cuda_toolkit.folder(home, CUDA_13).path),
-        *(node.folder(home).path, signing.folder(home).path),
+        *(converter.folder(home), environment.installed(home).folder),
+        *(cuda_toolkit.folder(home, CUDA_13).path, node.folder(home).path),
+        signing.folder(home).path,
     )
     yield from killed_runs(cache, *_entries(cache / "archives"))
     for path in (path for pattern in CACHED for path in sorted(cache.glob(pattern))):

@@ -16,7 +16,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
-from pipeline.core.store.locks import only_one
+from pipeline.core.store.locks import mark_used, only_one
 from pipeline.core.text import table
 from pipeline.deploy.ray import adapt, deployed, environment, local, nodes
 from pipeline.deploy.ray import cluster as clusters
@@ -146,6 +146,7 @@ def environment_of(home: Home, offline: bool) -> Path:
     """The Python of Ray's environment, which is made unless it is there. Raises PipelineError."""
     made = environment.installed(home)
     made.make(why="once for all configurations", offline=offline)
+    mark_used(made.folder)
     return made.python
 
 
