@@ -130,7 +130,8 @@ def _started(servers: Servers, planned: ClusterPlan, at: str) -> Deployed:
     )
     if at:
         return made
-    node = local.here(len(nvidia.find()), own_resources(servers.programs))
+    cards, custom = len(nvidia.find()), own_resources(servers.programs)
+    node = local.here(cards, custom, cpus=planned.cpus)
     nodes.require_fit(planned.servers, [node])
     python = environment_of(servers.home, servers.request.offline)
     log.info(f"starting Ray on this machine, with {nodes.shown(node.resources)}")
@@ -184,9 +185,11 @@ def _wait(cluster: Cluster, names: Sequence[str]) -> ServeDetails:
         for name in names:
             each = details.applications.get(name)
             states[name] = state(each) if each else WAITING
-            if reported.get(name) != states[name]:
-                reported[name] = states[name]
-                log.info(f"{name}: {states[name]}")
+            why = each.problem.partition("\n")[0] if each and states[name] == LOADING else ""
+            line = f"{name}: {states[name]}" + (f": {why}" if why else "")
+            if reported.get(name) != line:
+                reported[name] = line
+                log.info(line)
         if failed := [name for name in names if states[name] in (FAILED, UNHEALTHY)]:
             raise PipelineError(
                 "\n".join(f"{name}: {details.applications[name].problem}" for name in failed),

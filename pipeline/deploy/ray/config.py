@@ -107,6 +107,12 @@ class ClusterPlan(Struct, frozen=True, kw_only=True):
     ingresses: int
 
     @property
+    def cpus(self) -> float:
+        """The processors that all replicas of all servers ask for."""
+        servers = sum(each.resources.cpus * each.replicas[1] for each in self.servers)
+        return servers + self.ingresses * INGRESS_CPUS
+
+    @property
     def body(self) -> dict[str, Any]:
         """What Serve deploys."""
         return serve_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -77,11 +78,14 @@ class LocalRay(Struct, frozen=True, kw_only=True):
         return process is not None
 
 
-def here(gpus: int, custom: Mapping[str, float], ip: str = LOOPBACK) -> ClusterNode:
-    """This machine as a node, with the memory that is free now. Computing takes few processes'
-    memory beside the models', so all but Ray's own is theirs."""
+def here(
+    gpus: int, custom: Mapping[str, float], ip: str = LOOPBACK, cpus: float = 0
+) -> ClusterNode:
+    """This machine as a node, with the memory that is free now but for Ray's own, and at least so
+    many processors: alone it shares what it has, as with `up`, and nothing waits for another."""
     memory = max(0, capacity.memory() - OBJECT_STORE - OWN_MEMORY)
-    resources = {CPU: float(capacity.processors()), GPU: float(gpus), MEMORY: float(memory)}
+    processors = math.ceil(max(cpus, capacity.processors()))
+    resources = {CPU: float(processors), GPU: float(gpus), MEMORY: float(memory)}
     return ClusterNode(ip=ip, resources={**resources, **custom})
 
 
