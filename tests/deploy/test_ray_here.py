@@ -89,7 +89,7 @@ def here(ready: Doit, gguf: Path, tmp_path: Path) -> Iterator[tuple[Writer, str,
 
 
 @pytest.mark.build
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_on_this_machine(here: tuple[Writer, str, int]) -> None:
     """Started, asked, changed in one of two servers, and ended with all that it started."""
     write, text, port = here
