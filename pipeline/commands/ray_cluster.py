@@ -87,6 +87,13 @@ def start(servers: Servers, planned: ClusterPlan, at: str) -> None:
         before = deployed.read(servers.at)
         target = _there(before, at) or _started(servers, planned, at)
         cluster = target.cluster
+        if target.local:
+            try:
+                local.wait(target.local, cluster, _output(servers, planned))
+            except PipelineError:
+                target.local.stop()
+                deployed.forget(servers.at)
+                raise
         details = cluster.serves()
         body = clusters.with_others(details, planned.body)
         clusters.require_free(details, planned.body, planned.configuration, cluster.shown)
@@ -135,12 +142,17 @@ def _started(servers: Servers, planned: ClusterPlan, at: str) -> Deployed:
     nodes.require_fit(planned.servers, [node])
     python = environment_of(servers.home, servers.request.offline)
     log.info(f"starting Ray on this machine, with {nodes.shown(node.resources)}")
-    output = servers.home.logs / f"ray-{planned.configuration}.log"
     env = environment.variables(os.environ, servers.home)
-    ray, found = local.start(python, node, env, output, servers.at.path / "ray.token")
+    output, token_file = _output(servers, planned), servers.at.path / "ray.token"
+    ray, found = local.start(python, node, env, output, token_file)
     target = replace(made, address=found, local=ray)
     deployed.write(servers.at, target)  # at once: what is not known is never ended
     return target
+
+
+def _output(servers: Servers, planned: ClusterPlan) -> Path:
+    """The log of a Ray on this machine."""
+    return servers.home.logs / f"ray-{planned.configuration}.log"
 
 
 def environment_of(home: Home, offline: bool) -> Path:

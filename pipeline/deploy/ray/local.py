@@ -22,7 +22,7 @@ from pipeline.core.process import last_lines, start_detached
 from pipeline.core.store.publish import remove
 
 from .cluster import Cluster, ClusterGone
-from .environment import COMMAND, make_token, token, with_token
+from .environment import COMMAND, make_token, with_token
 from .nodes import CPU, GPU, MEMORY, ClusterNode
 
 if TYPE_CHECKING:
@@ -145,17 +145,11 @@ def start(
         folder=str(folder),
         token_file=str(token_file),
     )
-    address = f"http://{node.ip}:{dashboard}"
-    try:
-        _wait(ray, Cluster(address, token(with_token(token_file))), output)
-    except BaseException:
-        ray.stop()
-        raise
-    return ray, address
+    return ray, f"http://{node.ip}:{dashboard}"
 
 
-def _wait(ray: LocalRay, cluster: Cluster, output: Path) -> None:
-    """Return once the cluster answers. Raises PipelineError."""
+def wait(ray: LocalRay, cluster: Cluster, output: Path) -> None:
+    """Return once the cluster answers. Raises PipelineError where it ended, or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
