@@ -2,5 +2,5 @@
 
 `__main__` has the image's commands. `boot` reads the variables, `container` acts on them, `package`
 installs llama.cpp's programs, `health` is the health check. `kubernetes/` writes manifests,
-`claude` configures Claude Code.
+`ray/` runs servers on a cluster, `claude` configures Claude Code.
 """
