@@ -1,4 +1,4 @@
-"""Connections of clients, passed on to a server on a Unix socket.
+"""Connections of clients, passed on to a server on a Unix socket, or at another address.
 
 Each has one of its own to the server, so that whatever either side does (a connection kept or
 closed, a client that leaves) is the same for the other. Of requests the heads are read, checked and
@@ -14,11 +14,10 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from .refusal import Refused, error_body, is_anthropic
 from .request import END, MAX_BYTES, TOO_LONG, Chunks, RequestHead, read_head
-from .rules import Rules
 
 HEAD_SECONDS = 20.0  # for the first request on a connection
 BUSY_SECONDS, RETRY_SECONDS = 10.0, 0.01  # while the server's queue of connections is full
@@ -28,14 +27,26 @@ INTERIM = b"HTTP/1.1 1"  # an answer that another one follows
 LOADING = {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 
 
+Address = str | tuple[str, int]  # the path of a Unix socket, or host and port
+
+
+class Refusing(Protocol):
+    """Decides which requests are passed on."""
+
+    def refusal(self, method: str, headers: Mapping[str, str]) -> Refused | None:
+        """Why a request is refused; None where it is not."""
+
+
 class ClientSide(asyncio.Protocol):
     """A connection from a client, among `connections` while it is open, passed on to the server
-    whose socket is at `path()`."""
+    that listens at `address()`."""
 
     transport: asyncio.Transport
 
-    def __init__(self, rules: Rules, path: Callable[[], str], connections: set[ClientSide]) -> None:
-        self._rules, self._path, self._connections = rules, path, connections
+    def __init__(
+        self, rules: Refusing, address: Callable[[], Address], connections: set[ClientSide]
+    ) -> None:
+        self._rules, self._address, self._connections = rules, address, connections
         self._server: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: list[bytes] = []  # until there is a connection to the server
@@ -143,7 +154,7 @@ class ClientSide(asyncio.Protocol):
 
     async def _connect(self) -> None:
         try:
-            await connect(lambda: ServerSide(self), self._path)
+            await connect(lambda: ServerSide(self), self._address)
         except OSError:
             self._connecting = None
             self.end_with(_answer(503, LOADING))
@@ -239,15 +250,19 @@ class ServerSide(asyncio.Protocol):
 
 async def connect(
     protocol: Callable[[], asyncio.BaseProtocol],
-    path: Callable[[], str],
+    address: Callable[[], Address],
     busy_seconds: float = BUSY_SECONDS,
 ) -> None:
-    """Connect to the server's socket, whose path is asked again at each try. Raises OSError."""
+    """Connect to the server, whose address is asked again at each try. Raises OSError."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + busy_seconds
     while True:
         try:
-            await loop.create_unix_connection(protocol, path())
+            match address():
+                case str(path):
+                    await loop.create_unix_connection(protocol, path)
+                case host, port:
+                    await loop.create_connection(protocol, host, port)
             return
         except BlockingIOError:
             if loop.time() >= deadline:
