@@ -85,9 +85,9 @@ class OwnEndpoints:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
-def app(view: View, settings: GatewaySettings) -> Starlette:
+def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) -> Starlette:
     """The gateway of these servers."""
-    proxy = Proxy(view, Keys(), counters.Counters(), settings)
+    proxy = forwards(view, Keys(), counters.Counters(), settings)
     page, loading = Page(proxy), Loading(proxy)
     engines = Engines(proxy.view, proxy.keys)
     board = Dashboard(proxy, engines)

@@ -101,7 +101,8 @@ class Page:
 
     async def _fetch(self, target: Target, request: Request) -> Response | None:
         path = request.scope["path"]
-        headers = [header for header in request.headers.raw if header[0].lower() in FORWARDED]
+        headers = [*target.headers]
+        headers += [header for header in request.headers.raw if header[0].lower() in FORWARDED]
         try:
             answer = await ask(target, path, headers, FILE_SECONDS)
         except NoAnswer:

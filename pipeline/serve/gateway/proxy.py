@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 import anyio
@@ -42,7 +42,7 @@ MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
 
 
-class _Call(Struct):
+class ForwardedRequest(Struct):
     """A request in flight."""
 
     request: Request
@@ -89,7 +89,7 @@ class Proxy:
         else:
             parsed = parse_body(request.headers.get("content-type", ""), body)
         inspect = self.settings.inspect
-        call = _Call(request, path, parsed, send, server, tail=Tail(whole=inspect))
+        call = ForwardedRequest(request, path, parsed, send, server, tail=Tail(whole=inspect))
         refused = None
         try:
             async with anyio.create_task_group() as group:
@@ -129,12 +129,12 @@ class Proxy:
         if refused:
             raise refused
 
-    async def _answer(self, call: _Call) -> None:
+    async def _answer(self, call: ForwardedRequest) -> None:
         """Try servers until one answers. Raises Refused."""
         unreachable_since = None  # no ready server could be reached
         while True:
             targets = self._find(call)
-            target = self._choose(targets)
+            target = self._choose(call, targets)
             if target:
                 try:
                     await self._send(call, target)
@@ -144,7 +144,7 @@ class Proxy:
                     unreachable_since = None if failure.loads else unreachable_since
                     continue
             now = time.monotonic()
-            if any(target.is_pending for target in targets):
+            if self._is_coming(call, targets):
                 unreachable_since = None
             elif unreachable_since is None:
                 unreachable_since = now
@@ -154,32 +154,40 @@ class Proxy:
             self.counters.held += 1
             try:
                 with anyio.move_on_after(LOOK_SECONDS):
-                    await self.demand.changed.wait()
+                    await self._changed(call)
             finally:
                 self.counters.held -= 1
 
-    def _find(self, call: _Call) -> Targets:
+    def _find(self, call: ForwardedRequest) -> Targets:
         if call.server:
             return find_server(self.view.now(), call.server)
         kind = PATHS.get(call.path, ANY)
         return find(self.view.now(), call.body.model, kind, self.settings.models)
 
-    def _choose(self, targets: Targets) -> Target | None:
-        """The ready server with the fewest requests in flight; of those the least recently used."""
+    def _choose(self, call: ForwardedRequest, targets: Targets) -> Target | None:
+        """The server to send it to now; None where none is ready."""
+        return self._least_busy([target for target in targets if target.is_ready])
+
+    def _least_busy(self, targets: Sequence[Target]) -> Target | None:
+        """The one with the fewest requests in flight; of those the least recently used."""
         now = time.monotonic()
-        ready = [
-            target
-            for target in targets
-            if target.is_ready and self._resting.get(target.name, 0) <= now
-        ]
-        if not ready:
+        usable = [target for target in targets if self._resting.get(target.name, 0) <= now]
+        if not usable:
             return None
         busy = self.counters.in_flight
-        target = min(ready, key=lambda target: (busy[target.name], self._last_used[target.name]))
+        target = min(usable, key=lambda target: (busy[target.name], self._last_used[target.name]))
         self._last_used[target.name] = next(self._uses)
         return target
 
-    def _note(self, call: _Call, target: Target, failure: NoAnswer) -> None:
+    def _is_coming(self, call: ForwardedRequest, targets: Targets) -> bool:
+        """Whether a server is on its way, so that it is no sign of trouble that none is ready."""
+        return any(target.is_pending for target in targets)
+
+    async def _changed(self, call: ForwardedRequest) -> None:
+        """Return once it is worth choosing again."""
+        await self.demand.changed.wait()
+
+    def _note(self, call: ForwardedRequest, target: Target, failure: NoAnswer) -> None:
         """Remember that a server did not answer. Raises Refused where no other may be tried."""
         reason = str(failure)
         self._resting[target.name] = time.monotonic() + REST_SECONDS
@@ -190,7 +198,9 @@ class Proxy:
         if call.sends >= MAX_SENDS:
             raise Refused(502, f"{target.name} {reason}; the request is not retried")
 
-    def _require_hope(self, call: _Call, targets: Targets, unreachable_since: float | None) -> None:
+    def _require_hope(
+        self, call: ForwardedRequest, targets: Targets, unreachable_since: float | None
+    ) -> None:
         """Raise Refused where waiting is useless, or has lasted too long."""
         if not any(target.is_ready or target.is_pending for target in targets):
             for target in targets:
@@ -210,7 +220,7 @@ class Proxy:
             reasons = _reasons(targets, call.failures)
             raise Refused(503, f"no server became ready within {hold:g} s: {reasons}")
 
-    async def _send(self, call: _Call, target: Target) -> None:
+    async def _send(self, call: ForwardedRequest, target: Target) -> None:
         """Have one server answer. Raises NoAnswer where not a byte came."""
         call.instance = target.name
         call.request.scope["waited"] = time.monotonic() - call.began  # seconds, for a ready server
@@ -218,7 +228,7 @@ class Proxy:
         self.demand.waits_no_more(id(call))
         self.demand.used(target)
         try:
-            answer = await forward(target, call.request, call.path, call.body, self.keys)
+            answer = await self._forward(call, target)
             try:
                 await self._pass_back(call, target, answer)
             finally:
@@ -228,7 +238,11 @@ class Proxy:
             keep = call.request.scope.get("keep_alive", call.body.keep_alive)
             self.demand.used(target, keep)
 
-    async def _pass_back(self, call: _Call, target: Target, answer: Answer) -> None:
+    async def _forward(self, call: ForwardedRequest, target: Target) -> Answer:
+        """The server's answer, once its body begins. Raises NoAnswer."""
+        return await forward(target, call.request, call.path, call.body, self.keys)
+
+    async def _pass_back(self, call: ForwardedRequest, target: Target, answer: Answer) -> None:
         if answer.status == 503 and b"Loading model" in answer.kept:
             raise NoAnswer("is still loading its model", loads=True)
         rename = renaming(target, call.body.model) if not answer.is_compressed else None
@@ -250,7 +264,7 @@ class Proxy:
         await self._pass_body(call, target, answer, rename)
 
     async def _pass_body(
-        self, call: _Call, target: Target, answer: Answer, rename: Rename | None
+        self, call: ForwardedRequest, target: Target, answer: Answer, rename: Rename | None
     ) -> None:
         """Write the rest of the answer to the client as it comes."""
         connection: Connection = call.request.scope["connection"]
@@ -274,7 +288,7 @@ class Proxy:
             body.end()
         await call.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _keep_waiting(self, call: _Call, now: float) -> None:
+    async def _keep_waiting(self, call: ForwardedRequest, now: float) -> None:
         """Give a client that waits for a stream a sign of life from time to time, lest it or a
         proxy in between gives up. The answer's status is 200 from then on."""
         is_stream = call.body.streams and PATHS.get(call.path) == CHAT
@@ -289,17 +303,17 @@ class Proxy:
         comment = b": waiting until the model is loaded\n\n"
         await call.send({"type": "http.response.body", "body": comment, "more_body": True})
 
-    async def _end_stream(self, call: _Call, status: int, message: str) -> None:
+    async def _end_stream(self, call: ForwardedRequest, status: int, message: str) -> None:
         """End a stream that has begun with an error."""
         call.status = status
         await call.send({"type": "http.response.body", "body": _event(call, status, message)})
 
-    def _failed(self, target: Target, call: _Call, reason: str) -> None:
+    def _failed(self, target: Target, call: ForwardedRequest, reason: str) -> None:
         self.counters.failures[target.name] += 1
         log.info(f"{call.request.method} {call.path}: {target.name} {reason}")
 
 
-def _event(call: _Call, status: int, message: str) -> bytes:
+def _event(call: ForwardedRequest, status: int, message: str) -> bytes:
     """An error as an event of a stream."""
     anthropic = is_anthropic(call.path, call.request.headers)
     error = error_body(status, message, None, anthropic=anthropic)

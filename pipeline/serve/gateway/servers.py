@@ -56,6 +56,7 @@ class Target(Struct, frozen=True, kw_only=True):
     has_process: bool = False
     socket: str = ""  # of a guarded one, which need not be asked through its guard
     retry_at: float | None = None  # of one that has failed: see ServerStatus
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # that a request to it carries, its key included
 
     @property
     def name(self) -> str:

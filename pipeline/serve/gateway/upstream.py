@@ -85,6 +85,11 @@ class Keys:
         return any(matches)
 
 
+def credentials(target: Target, keys: Keys) -> list[tuple[bytes, bytes]]:
+    """The headers that a server requires of each request."""
+    return [*target.headers] or authorization(target.instance.api_key_file, keys)
+
+
 def authorization(key_file: str | None, keys: Keys) -> list[tuple[bytes, bytes]]:
     """The header for a server that requires a key."""
     accepted = keys.of(key_file) if key_file else ()
@@ -238,8 +243,8 @@ async def forward(
     served, body = target.served_name, parsed.body
     if served and parsed.renamed and parsed.model not in (None, served):
         body = parsed.renamed(served)
-    headers = without_headers(request.headers.raw, NOT_FORWARDED)
-    headers += authorization(target.instance.api_key_file, keys)
+    headers = credentials(target, keys)
+    headers += without_headers(request.headers.raw, NOT_FORWARDED)
     return await _begin(target, request.method, path, headers, body)
 
 
@@ -326,7 +331,7 @@ class Engines:
 
         async def ask_one(target: Target) -> None:
             with suppress(NoAnswer):
-                headers = authorization(target.instance.api_key_file, self._keys)
+                headers = credentials(target, self._keys)
                 answer = await ask(target, path, headers, ASK_SECONDS)
                 if answer.status == 200:
                     texts[target.name] = answer.kept.decode("utf-8", "replace")
