@@ -6,14 +6,17 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from pipeline.core import download, log, packages
-from pipeline.core.download import Content, Downloads
+from pipeline.core.download import Content, Downloads, Location
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import Archive
@@ -27,10 +30,29 @@ from pipeline.core.text import plural, size
 from . import hub
 from .resolve import ModelFile, Resolved
 
+if TYPE_CHECKING:
+    import httpx2
+
 FILES_AT_ONCE = 4
 
 
-def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> None:
+class FileSource(Struct, frozen=True):
+    """Where files are downloaded from: what connects to it, and where a file is there."""
+
+    client: Callable[[], httpx2.Client]
+    locate: Callable[[Resolved, ModelFile], Location]
+
+
+def _on_hub(resolved: Resolved, file: ModelFile) -> Location:
+    return hub.locate(str(resolved.source["ref"]), str(resolved.source["revision"]), file)
+
+
+HUB = FileSource(client=lambda: hub.client(), locate=_on_hub)  # loads the hub when used
+
+
+def fetch(
+    resolved: Resolved, *, offline: bool = False, force: bool = False, source: FileSource = HUB
+) -> None:
     """Get all missing files, with `force` all of them again, each checked before it is published.
     Offline, `force` hashes what is here. Raises PipelineError; Changed where the hub does not have
     them any more."""
@@ -55,7 +77,7 @@ def fetch(resolved: Resolved, *, offline: bool = False, force: bool = False) -> 
                 f"run once with the network: {size(sum(file.size for file in missing))}",
             )
         if missing:
-            _download(resolved, missing)
+            _download(resolved, missing, source)
 
 
 def unpack(
@@ -103,9 +125,8 @@ def is_here(resolved: Resolved, file: ModelFile) -> bool:
     return status is Status.CURRENT
 
 
-def _download(resolved: Resolved, files: list[ModelFile]) -> None:
+def _download(resolved: Resolved, files: list[ModelFile], source: FileSource) -> None:
     """Several files at once, each published when it is complete. The caller holds their locks."""
-    repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
     targets = {file: resolved.folder / file.name for file in files}
     present = sum(download.bytes_kept(part(target)) for target in targets.values())
     total = sum(file.size for file in files)
@@ -117,13 +138,13 @@ def _download(resolved: Resolved, files: list[ModelFile]) -> None:
         content = Content(size=file.size, sha256=file.sha256, blob=file.blob)
         made = part(targets[file])
         made.parent.mkdir(parents=True, exist_ok=True)
-        digest = downloads.get(file.name, content, lambda: hub.locate(repo, commit, file), made)
+        digest = downloads.get(file.name, content, lambda: source.locate(resolved, file), made)
         return digest, time.monotonic() - start
 
     with (
         ThreadPoolExecutor(FILES_AT_ONCE) as pool,
         Downloads(
-            hub.client(),
+            source.client(),
             title=f"fetching {resolved.name}",
             total=total,
             timeout=hub.timeout(),
