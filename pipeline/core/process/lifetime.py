@@ -11,10 +11,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.sandbox import Sandbox
+
+PARENT_SECONDS = 0.5  # between two looks at the parent
 
 
 def die_with(parent: int, killed: bool) -> Callable[[], None]:
@@ -30,6 +34,19 @@ def die_with(parent: int, killed: bool) -> Callable[[], None]:
             os._exit(1)
 
     return ask
+
+
+def end_with_parent() -> None:
+    """End this process once the one that started it has ended, whatever its other threads wait
+    for."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def watch_from_outside(process: subprocess.Popen[bytes]) -> None:
