@@ -264,7 +264,11 @@ def load() -> None:
         importlib.import_module(name)
     for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                if error.name != "ray":  # is in an environment of its own
+                    raise
     # The converter's environment, whose 10,000 files each process looks at once.
     converter = importlib.import_module("pipeline.models.converter")
     converter.is_current(importlib.import_module("pipeline.core.paths").Home(REPOSITORY))

@@ -1,0 +1,148 @@
+"""The servers on the cluster, in the state that Serve tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import time
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from msgspec import Struct, convert
+from msgspec.structs import replace
+from ray import serve
+
+from pipeline.core import log
+from pipeline.serve.gateway.remote import NO_FILE, RemoteView
+from pipeline.serve.gateway.servers import Target, of_targets
+from pipeline.serve.server import DEMAND, Server
+from pipeline.serve.supervisor.state import ASLEEP, FAILED, LOADING, READY, WAITING, Folder
+
+from .config import REPLICA, ServedOnCluster
+from .relay import HEADER
+
+LOOK_SECONDS = 1.0  # between two looks at the states
+
+
+def server_of(name: str, served: ServedOnCluster) -> Server:
+    """The record of a server on the cluster; a lease says where one of its replicas is."""
+    return Server(
+        name=name,
+        engine=served.engine,
+        kind=served.kind,
+        aliases=served.aliases,
+        start=served.start,
+        ready_timeout=served.ready_timeout,
+        executable="",
+        cmd=(),
+        folder="",
+        log_file=NO_FILE,
+    )
+
+
+class ReplicaAddress(Struct, frozen=True, kw_only=True):
+    """Where a replica is reached, and with which keys: that of a lease for a request, that of its
+    relay for questions of our own, which Serve does not count."""
+
+    host: str
+    port: int
+    relay_key: str
+    lease: str = ""
+    server_key: str | None = None
+
+    def target(self, target: Target) -> Target:
+        """The replica of `target`, for a request."""
+        return self._target(target, self.lease)
+
+    def for_questions(self, target: Target) -> Target:
+        """The same for questions."""
+        return self._target(target, self.relay_key)
+
+    def _target(self, target: Target, key: str) -> Target:
+        instance = replace(target.instance, host=self.host, port=self.port)
+        headers = [(HEADER.encode(), key.encode())]
+        if self.server_key:
+            headers.append((b"authorization", f"Bearer {self.server_key}".encode()))
+        return replace(target, instance=instance, headers=tuple(headers))
+
+
+class ClusterView(RemoteView):
+    """The instances, each an application of Serve's. `watch` must run."""
+
+    def __init__(self, at: Folder) -> None:
+        super().__init__(at, [])
+        self._handles: dict[str, Any] = {}
+
+    def handle(self, name: str) -> Any:
+        """Serve's handle of the replicas of an instance. Raises RayServeException."""
+        if name not in self._handles:
+            self._handles[name] = serve.get_deployment_handle(
+                REPLICA, name, _check_exists=False, _record_telemetry=False
+            )
+        return self._handles[name]
+
+    def take(self, servers: Mapping[str, ServedOnCluster]) -> None:
+        """Take over a changed list; what is known of the servers stays."""
+        before = self._targets
+        self._targets = {}
+        for name, served in servers.items():
+            target = Target(instance=server_of(name, served), state=WAITING)
+            if known := before.get(name):
+                at = known.instance
+                instance = replace(target.instance, host=at.host, port=at.port)
+                target = replace(known, instance=instance)
+            self._targets[name] = target
+        self._list()
+
+    def reached(self, name: str, address: ReplicaAddress) -> None:
+        """A replica answers at this address, which questions go to from now on."""
+        if target := self._targets.get(name):
+            now = address.for_questions(target)
+            if now != target:
+                self._targets[name] = now
+                self._list()
+
+    def _list(self) -> None:
+        self._servers = of_targets(tuple(self._targets.values()))
+
+    async def watch(self) -> None:
+        """Ask Serve for the states, for ever."""
+        while True:
+            try:
+                statuses = await to_thread.run_sync(lambda: serve.status().applications)
+                for name in [*self._targets]:
+                    await self._update(name, statuses.get(name))
+            except Exception as error:  # Ray's, where its controller or a replica is gone
+                log.info(f"the state of the cluster is unknown, asking again: {error}")
+            await anyio.sleep(LOOK_SECONDS)
+
+    async def _update(self, name: str, status: Any) -> None:
+        state, reason = observed(status, self._targets[name].instance)
+        if (state, reason) == (self._targets[name].state, self._targets[name].reason):
+            return
+        if state == READY:
+            answer = await self.handle(name).address.remote()
+            self.reached(name, convert(answer, ReplicaAddress))
+        if name not in self._targets:  # meanwhile
+            return
+        ready_at = time() if state == READY else None
+        now = replace(self._targets[name], state=state, reason=reason, ready_at=ready_at)
+        self._targets[name] = now
+        self._list()
+        log.info(f"{name} is {state}" + (f": {reason}" if reason else ""))
+
+
+def observed(status: Any, server: Server) -> tuple[str, str]:
+    """The state of a server by the status of its application, and why it is not ready."""
+    if status is None:
+        return WAITING, "it is not deployed"
+    deployment = status.deployments.get(REPLICA)
+    replicas = deployment.replica_states if deployment else {}
+    if replicas.get("RUNNING"):
+        return READY, ""
+    message = (deployment and deployment.message) or status.message
+    if status.status == "DEPLOY_FAILED":
+        return FAILED, message
+    if server.start == DEMAND and not replicas:
+        return ASLEEP, ""
+    return LOADING, message
