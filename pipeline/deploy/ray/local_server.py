@@ -65,7 +65,11 @@ class LocalServer:
             if lock:
                 self.lock_file.write_text(lock, encoding="utf-8")
         self._words = ["frozen=1"] if lock else []
-        self._view = View(state.folder(home, str(self._file)))
+        at = state.folder(home, str(self._file))
+        at.state.unlink(
+            missing_ok=True
+        )  # of an earlier replica: that its server is stopped, or ready
+        self._view = View(at)
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     def start(self) -> None:

@@ -65,6 +65,12 @@ def test_it_runs_as_up_runs_it_until_it_is_stopped(home: Home, gguf: Path, tmp_p
     finally:
         server.stop()
     assert not health.is_ready(target.instance)
+    again = LocalServer(home, NAME, text(gguf), "", log_file)  # in the same folder
+    try:
+        again.start()
+        assert health.is_ready(again.wait_until_ready().instance)
+    finally:
+        again.stop()
 
 
 @pytest.mark.build
