@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import uvicorn
@@ -37,6 +37,7 @@ from pipeline.models.resolve import ModelFile, Resolved
 
 RENEW_SECONDS = 5.0  # between two signs of life of a node that fetches from the hub
 SILENT_SECONDS = 20.0  # after which another node takes its place
+CONNECT_SECONDS = 5.0  # for a node that has the files to answer
 ASK_SECONDS = 1.0  # between two looks of a node that waits
 HOLDER, FETCHER = "holder", "fetcher"
 
@@ -151,6 +152,11 @@ def _fetch_from(url: str, model: Resolved) -> None:
     def locate(model: Resolved, file: ModelFile) -> Location:
         return Location(url=f"{url}/{quote(path_of(model, file))}")
 
+    at = urlsplit(url)
+    try:  # a node that is gone is not asked as long as the hub is
+        socket.create_connection((at.hostname or "", at.port or 0), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise PipelineError(f"{at.hostname}: {error}") from None
     # No proxy of the user's leads to a node.
     with bounded.client(httpx2.Client(trust_env=False)) as client:
         fetch.fetch(model, source=FileSource(client=lambda: client, locate=locate))

@@ -11,6 +11,7 @@ from anyio import to_thread
 from msgspec import Struct, convert
 from msgspec.structs import replace
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from pipeline.core import log
 from pipeline.serve.gateway.remote import NO_FILE, RemoteView
@@ -18,6 +19,8 @@ from pipeline.serve.gateway.servers import Target, of_targets
 from pipeline.serve.server import DEMAND, Server
 from pipeline.serve.supervisor.state import ASLEEP, FAILED, LOADING, READY, WAITING, Folder
 
+from .cluster import FAILED as NOT_DEPLOYED
+from .cluster import ApplicationDetails, ServeDetails
 from .config import REPLICA, ServedOnCluster
 from .relay import HEADER
 
@@ -109,40 +112,55 @@ class ClusterView(RemoteView):
         """Ask Serve for the states, for ever."""
         while True:
             try:
-                statuses = await to_thread.run_sync(lambda: serve.status().applications)
+                applications = (await to_thread.run_sync(details)).applications
                 for name in [*self._targets]:
-                    await self._update(name, statuses.get(name))
+                    await self._update(name, applications.get(name))
             except Exception as error:  # Ray's, where its controller or a replica is gone
                 log.info(f"the state of the cluster is unknown, asking again: {error}")
             await anyio.sleep(LOOK_SECONDS)
 
-    async def _update(self, name: str, status: Any) -> None:
-        state, reason = observed(status, self._targets[name].instance)
-        if (state, reason) == (self._targets[name].state, self._targets[name].reason):
+    async def _update(self, name: str, application: ApplicationDetails | None) -> None:
+        before = self._targets[name]
+        nodes = running_on(application)
+        state, reason = observed(application, before.instance)
+        if (state, reason, nodes) == (before.state, before.reason, before.nodes):
             return
-        if state == READY:
+        if state == READY and before.state != READY:
             answer = await self.handle(name).address.remote()
             self.reached(name, convert(answer, ReplicaAddress))
         if name not in self._targets:  # meanwhile
             return
-        ready_at = time() if state == READY else None
-        now = replace(self._targets[name], state=state, reason=reason, ready_at=ready_at)
-        self._targets[name] = now
+        ready_at = before.ready_at if state == before.state else time() if state == READY else None
+        now = self._targets[name]
+        self._targets[name] = replace(
+            now, state=state, reason=reason, nodes=nodes, ready_at=ready_at
+        )
         self._list()
-        log.info(f"{name} is {state}" + (f": {reason}" if reason else ""))
+        if (state, reason) != (before.state, before.reason):
+            log.info(f"{name} is {state}" + (f": {reason}" if reason else ""))
 
 
-def observed(status: Any, server: Server) -> tuple[str, str]:
-    """The state of a server by the status of its application, and why it is not ready."""
-    if status is None:
+def details() -> ServeDetails:
+    """What Serve runs: as `serve.status()`, which leaves out where, asks for it."""
+    return convert(_get_global_client().get_serve_details(), ServeDetails, strict=False)
+
+
+def running_on(application: ApplicationDetails | None) -> tuple[str, ...]:
+    """The addresses of the nodes with a running replica of an instance, one for each replica."""
+    replicas = application.replicas if application else []
+    return tuple(sorted(each.node_ip or "" for each in replicas if each.state == "RUNNING"))
+
+
+def observed(application: ApplicationDetails | None, server: Server) -> tuple[str, str]:
+    """The state of a server by its application, and why it is not ready."""
+    if application is None:
         return WAITING, "it is not deployed"
-    deployment = status.deployments.get(REPLICA)
-    replicas = deployment.replica_states if deployment else {}
-    if replicas.get("RUNNING"):
+    if running_on(application):
         return READY, ""
-    message = (deployment and deployment.message) or status.message
-    if status.status == "DEPLOY_FAILED":
+    deployment = application.deployments.get(REPLICA)
+    message = (deployment and deployment.message) or application.message
+    if application.status == NOT_DEPLOYED:
         return FAILED, message
-    if server.start == DEMAND and not replicas:
+    if server.start == DEMAND and not application.replicas:
         return ASLEEP, ""
     return LOADING, message

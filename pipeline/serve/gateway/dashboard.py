@@ -60,13 +60,19 @@ class Dashboard:
         """All figures of the page."""
         rows, devices = await self.processes()
         history, counters = self._proxy.history, self._proxy.counters
+        nodes = {target.name: target.nodes for target in self._proxy.view.now().targets}
         return JSONResponse(
             {
                 "at": time.time(),
                 "held": counters.held,
                 "devices": to_builtins(devices),
                 "instances": [
-                    {**to_builtins(row), "in_flight": counters.in_flight[row.name]} for row in rows
+                    {
+                        **to_builtins(row),
+                        "in_flight": counters.in_flight[row.name],
+                        "nodes": nodes.get(row.name, ()),
+                    }
+                    for row in rows
                 ],
                 "history": {
                     "interval": INTERVAL,

@@ -56,6 +56,7 @@ class Target(Struct, frozen=True, kw_only=True):
     has_process: bool = False
     socket: str = ""  # of a guarded one, which need not be asked through its guard
     retry_at: float | None = None  # of one that has failed: see ServerStatus
+    nodes: tuple[str, ...] = ()  # of a cluster: the address of each replica's
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that a request to it carries, its key included
 
     @property

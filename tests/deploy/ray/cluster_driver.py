@@ -78,6 +78,7 @@ class Driver:
                         "state": replica["state"],
                         "pid": replica.get("pid"),
                         "node": replica.get("node_id"),
+                        "host": replica.get("node_ip"),
                         "log": replica.get("log_file_path"),
                     }
                     for deployment in app["deployments"].values()

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -74,17 +75,20 @@ def ray_python() -> Path:
     return made.python
 
 
-@pytest.fixture
-def cluster(
-    ray_python: Path, homes: dict[str, Path], hub: hubs.Running, tmp_path: Path
+@contextmanager
+def cluster_of(
+    nodes: Mapping[str, Mapping[str, float]],
+    ray_python: Path,
+    homes: Mapping[str, Path],
+    hub: hubs.Running,
+    tmp_path: Path,
 ) -> Iterator[Cluster]:
-    """Three nodes: the head, which runs no server, and two others."""
+    """A cluster of nodes with these resources."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie below it
     made = Cluster(ray_python, folder, {"HF_ENDPOINT": hub.endpoint})
     try:
-        made.add("head", homes["head"], CPU=2)
-        for name in ("a", "b"):
-            made.add(name, homes[name], CPU=4, worker=100)
+        for name, resources in nodes.items():
+            made.add(name, homes[name], **resources)
         made.call("start", port=made.port)
         yield made
     finally:
@@ -93,6 +97,17 @@ def cluster(
             shutil.copytree(logs, tmp_path / "logs", ignore_dangling_symlinks=True)
         shutil.rmtree(folder, ignore_errors=True)
     assert wait_for(lambda: not any(map(left, homes.values())), 20)
+
+
+@pytest.fixture
+def cluster(
+    ray_python: Path, homes: dict[str, Path], hub: hubs.Running, tmp_path: Path
+) -> Iterator[Cluster]:
+    """Three nodes: the head, which runs no server, and two others."""
+    worker = {"CPU": 4.0, "worker": 100.0}
+    nodes = {"head": {"CPU": 2.0}, "a": worker, "b": worker}
+    with cluster_of(nodes, ray_python, homes, hub, tmp_path) as made:
+        yield made
 
 
 def locked(built: Path, hub: hubs.Running, folder: Path, *texts: str) -> str:
@@ -119,6 +134,41 @@ def served(lock: str) -> list[ClusterServer]:
     ]
 
 
+def nodes_shown(cluster: Cluster, name: str) -> list[str]:
+    """The addresses that the gateway's dashboard shows for a server."""
+    data = httpx2.get(f"{cluster.url}/dashboard/data", timeout=60, verify=NO_TLS).json()
+    return next(each["nodes"] for each in data["instances"] if each["name"] == name)
+
+
+def test_a_chat_on_a_cluster_of_one_node(
+    ray_python: Path, built: Path, gguf: Path, tmp_path: Path
+) -> None:
+    """A model from the hub, served by a replica and streamed through the gateway; a changed file
+    leaves the server alone that did not change."""
+    (tmp_path / "hub" / "org" / "small").mkdir(parents=True)
+    os.link(gguf, tmp_path / "hub" / "org" / "small" / "small.gguf")
+    homes = {"head": with_programs(built, tmp_path / "nöde").home}
+    small = SMALL.format(name="small", ctx_size=512)
+    with (
+        hubs.start(tmp_path / "hub") as hub,
+        cluster_of(
+            {"head": {"CPU": 4.0, "worker": 9.0}}, ray_python, homes, hub, tmp_path
+        ) as cluster,
+        httpx2.Client(timeout=60, verify=NO_TLS) as client,
+    ):
+        lock = locked(built, hub, tmp_path, small)
+        servers = [server("small", small, lock, resources=WORKER)]
+        cluster.call("deploy", config=config(servers, cluster.port))
+        (replica,) = cluster.wait_until_running("small", 1)
+        assert stream(client, cluster.url, "small", "hello", 8)[0] == "done"
+        other = server("other", SMALL.format(name="other", ctx_size=512), lock, resources=WORKER)
+        cluster.call("deploy", config=config([*servers, other], cluster.port))
+        cluster.wait_until_running("other", 1)
+        assert wait_for(lambda: stream(client, cluster.url, "other", "hello", 8)[0] == "done")
+        assert pids(cluster.replicas("small")) == {replica["pid"]}
+
+
+@pytest.mark.trust
 def test_a_cluster_under_load(
     cluster: Cluster, homes: dict[str, Path], built: Path, hub: hubs.Running, tmp_path: Path
 ) -> None:
@@ -131,6 +181,7 @@ def test_a_cluster_under_load(
     first = cluster.replicas("chat")
     assert {replica["node"] for replica in first} == {cluster.nodes[name].id for name in "ab"}
     require_models(homes, hub, tmp_path / "hub")
+    assert wait_for(lambda: nodes_shown(cluster, "chat")) == [each["host"] for each in first]
 
     load = Load(cluster.url)
     steps: list[tuple[float, str]] = []

@@ -176,3 +176,4 @@ def test_files_are_served_to_who_knows_the_key_alone(nodes: list[Node], head: He
         with pytest.raises(urllib.error.HTTPError) as refused:
             opener.open(wrong, timeout=10)
         assert refused.value.code == 404
+        refused.value.close()

@@ -85,6 +85,9 @@ function showInstances(data) {
     if (each.reason && each.state !== "ready") {
       state.append(make("span", { class: "reason" }, each.reason));
     }
+    if (each.nodes.length) {
+      state.append(make("span", { class: "reason" }, `on ${each.nodes.join(", ")}`));
+    }
     const buttons = make("td", {}, button(each, "Log", () => openLog(each.name)));
     const may_load = each.state === "asleep" || (each.state === "failed" && each.start === "demand");
     if (each.engine !== "gateway" && may_load) {
