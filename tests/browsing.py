@@ -78,14 +78,23 @@ def press(browser: Chrome, selector: str, *keys: str) -> None:
 
 def say(browser: Chrome, message: str) -> None:
     """Write a message into the page, and send it."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
 
     fields = "form textarea, form [contenteditable]"
     field = wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, fields), seconds=120)[0]
     field.send_keys(message)
-    send = browser.find_element(By.XPATH, "//button[@type='submit'][.//span[text()='Send']]")
-    wait_for(send.is_enabled)
-    send.click()
+    button = "//button[@type='submit'][.//span[text()='Send']]"
+
+    def is_sent() -> bool:
+        with suppress(StaleElementReferenceException):  # the page was drawn anew meanwhile
+            send = browser.find_element(By.XPATH, button)
+            if send.is_enabled():
+                send.click()
+                return True
+        return False
+
+    wait_for(is_sent)
 
 
 def script_errors(browser: Chrome) -> list[str]:

@@ -112,7 +112,7 @@ def test_what_was_measured_survives_an_interruption(built: Path, bare: Doit, ggu
 
     def is_under_way() -> bool:
         assert process.poll() is None, log.read_text()
-        return log.read_text().count("tokens/s") > 8
+        return log.read_text().count("tokens/s") > 2
 
     with log.open("w") as err, bare.start(*words, stderr=err) as process:
         try:
@@ -134,13 +134,12 @@ def test_one_tune_waits_for_another(built: Path, bare: Doit, gguf: Path) -> None
     held, log = bare.home / "run" / "tuned" / "tune", bare.home / "err"
     held.parent.mkdir(parents=True)
     words = ("tune", f"model={gguf}", "ctx_size=512")
-    with alone_with(lock_of(held)), log.open("w") as err:
-        with bare.start(*words, stderr=err) as process:
-            try:
-                wait_for(lambda: "another tune is measuring" in log.read_text())
-            finally:
-                process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130, log.read_text()
+    with log.open("w") as err, alone_with(lock_of(held)), bare.start(*words, stderr=err) as process:
+        try:
+            wait_for(lambda: "another tune is measuring" in log.read_text())
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, log.read_text()
     assert "tokens/s" not in log.read_text()
 
 

@@ -122,7 +122,7 @@ def test_one_that_does_not_fall_asleep_is_stopped(
     [
         ("fail", "/wake_up: status 500: CUDA Error: out of memory"),
         ("hang", "/wake_up: no answer within 0.5 s"),
-        ("die", "(exit status 1|/wake_up: Remote end closed)"),
+        ("die", "(exit status 1|/wake_up: the answer is cut short)"),
     ],
 )
 def test_one_that_does_not_wake_is_started_again(
