@@ -257,6 +257,31 @@ def test_running_kills_what_does_not_listen() -> None:
 
 
 @posix
+@posix
+def test_an_interruption_while_a_program_is_started_is_not_lost() -> None:
+    """It comes while Python forks, when what handlers raise is dropped."""
+    script = """
+import os, signal, sys
+from pipeline.core import process
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+os.register_at_fork(after_in_parent=interrupt)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, perhaps, by who started us
+try:
+    process.start(["sleep", "60"], steps=[lambda: None])
+except KeyboardInterrupt:
+    print("interrupted")
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child is left")
+"""
+    done = subprocess.run(
+        python(script), cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["interrupted", "no child is left"], done.stderr
+
+
 def test_run_ends_its_program_when_it_is_interrupted(tmp_path: Path) -> None:
     def interrupt(line: str) -> None:
         pid.append(int(line))

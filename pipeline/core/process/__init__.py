@@ -11,6 +11,7 @@ import os
 import re
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -52,16 +53,45 @@ def _popen(
     """Start a program with `env`, or by default the user's own without credentials. The child calls
     `steps` between fork and exec. Raises OSError, SubprocessError."""
     env = without_credentials(os.environ) if env is None else dict(env)
-    if sandbox is None:
-        return subprocess.Popen(argv, env=env, preexec_fn=_all(steps), **options)
-    with sandboxes.entry(sandbox, env) as entry:
-        return subprocess.Popen(
-            [*entry.prefix, *argv],
-            env=env,
-            pass_fds=entry.files,
-            preexec_fn=_all([*steps, *entry.steps]),
-            **options,
-        )
+    process: Process | None = None
+    with contextlib.ExitStack() as held:
+        prefix: Sequence[str] = ()
+        if sandbox is not None:
+            entry = held.enter_context(sandboxes.entry(sandbox, env))
+            prefix, options["pass_fds"] = entry.prefix, entry.files
+            steps = [*steps, *entry.steps]
+        try:
+            with _signals_later():
+                process = subprocess.Popen(
+                    [*prefix, *argv], env=env, preexec_fn=_all(steps), **options
+                )
+        except BaseException:
+            if process:
+                with process:
+                    process.kill()
+            raise
+    return process
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Have Ctrl-C, and what else ends this process, wait for the end of the block, in which a
+    process is forked: Python then calls functions of its modules, such as `logging`, and drops what
+    is raised in them."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if is_main}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _all(steps: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
