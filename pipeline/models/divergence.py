@@ -119,10 +119,12 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
         require_space(group.base.parent, chunk_size * most)
         group.text.write_text(text, encoding="utf-8", newline="")
     words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
-    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
-    if short := TOO_SHORT.search(output):
-        raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
-    counts = re.findall(r"calculating perplexity over (\d+) chunks", output)
+    for _ in range(TRIES):
+        output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
+        if short := TOO_SHORT.search(output):
+            raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
+        if counts := re.findall(r"calculating perplexity over (\d+) chunks", output):
+            break  # else it has ended, and its last lines are lost, as on a busy machine
     group.chunks = int(counts[-1]) if counts else 0
     head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
     expected = head + group.chunks * chunk_size

@@ -16,6 +16,7 @@ from quality_tools import Quantize, spoiled, varied
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store.hashing import sha256
+from pipeline.models import divergence
 from pipeline.models.divergence import Perplexity
 from pipeline.models.gguf import Header
 from pipeline.report import quality
@@ -109,6 +110,18 @@ def test_a_text_that_is_too_short_is_refused(
     with pytest.raises(UsageError, match=r"has \d+ tokens, and 512 are needed") as error:
         quality.measure(short, measured(trained), quants, quality.report_wants(8))
     assert "the text of the tests" in error.value.message and "text=PATH" in error.value.hint
+
+
+def test_what_llama_perplexity_lost_of_its_last_lines_is_asked_for_again(
+    setup: Setup, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine it may end before it has printed that a text is too short."""
+    printed = iter(["", "you need at least 512 tokens\nthe data file tokenizes to only 51 tokens"])
+    monkeypatch.setattr(divergence, "_run", lambda *_, **__: next(printed))
+    setup.home.run.mkdir(parents=True)
+    group = divergence.ChunkGroup(setup.home.run / "base", setup.home.run / "text")
+    with pytest.raises(UsageError, match="has 51 tokens, and 512 are needed"):
+        divergence.write_base(setup.perplexity, trained, group, "A few words.", 8)
 
 
 def pairs(
