@@ -177,3 +177,8 @@ class TestCache:
         with pytest.raises((PipelineError, OSError), match=re.escape(str(tmp_path / "file"))):
             packages.fetch(pins().demos["demo"].archive, home, offline=True)
         assert names(tmp_path) == ["file"]
+
+
+def test_a_user_whose_name_cannot_be_written() -> None:
+    with pytest.raises(UsageError):
+        paths.absolute("~\ud800")

@@ -95,7 +95,7 @@ def beside(folder: Path, text: str) -> Path:
     """`text` as an absolute path; relative means `folder`."""
     try:
         return folder / Path(text).expanduser()
-    except RuntimeError:  # there is no such user
+    except (RuntimeError, UnicodeEncodeError):  # there is no such user
         return folder / text
 
 
