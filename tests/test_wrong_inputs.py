@@ -230,6 +230,28 @@ def test_a_disk_that_fills_up_while_quantizing(
     assert not target.exists() and not list(target.parent.glob("*.part"))
 
 
+@pytest.mark.build
+def test_a_disk_that_is_full_while_the_types_of_a_mix_are_tried(
+    small_disk: Path, built: Path, tiny: Path, converter: Path
+) -> None:
+    from pipeline.core.errors import PipelineError
+    from pipeline.models import tensor_errors
+
+    doit = with_programs(built, small_disk.parent / "elsewhere")
+    doit("prepare", f"model={tiny}", "quant=f16")
+    source = next(doit.home.rglob("*.f16.gguf"))
+    sample = small_disk.parent / "sample.gguf"
+    tensors = tensor_errors.read(source).tensors.values()
+    matrices = [tensor.name for tensor in tensors if len(tensor.shape) > 1]
+    tensor_errors.write_sample([source], matrices, sample)
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(b"\0" * (free - 8192))
+    program = next(built.glob("*-cpu")) / "llama-quantize"
+    with pytest.raises(PipelineError, match="No space left on device") as full:
+        tensor_errors.measure(program, sample, {}, sample, {}, small_disk, lambda done, all: None)
+    assert "free some space" in full.value.hint
+
+
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     home = tmp_path / "read only"
     with ExitStack() as stack:

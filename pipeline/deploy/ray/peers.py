@@ -35,7 +35,7 @@ from pipeline.models import fetch, lockfile
 from pipeline.models.fetch import FileSource
 from pipeline.models.resolve import ModelFile, Resolved
 
-RENEW_SECONDS = 5.0  # between two signs of life of a node that fetches from the hub
+WATCH_SECONDS = 2.0  # between two signs of life of a node that fetches from the hub
 SILENT_SECONDS = 20.0  # after which another node takes its place
 CONNECT_SECONDS = 5.0  # for a node that has the files to answer
 ASK_SECONDS = 1.0  # between two looks of a node that waits
@@ -62,25 +62,39 @@ class ModelPeers:
         self._store, self._host = store, host
         self._node = secrets.token_hex(8)
         self._files: FileServer | None = None
-        self._offered: list[str] = []
+        self._offered: dict[str, str] = {}
 
     @contextmanager
     def bring(self, models: Sequence[Resolved]) -> Iterator[None]:
         """Get what this node lacks of `models` from others. What is still missing in the block is
-        for the hub: the others wait for it."""
-        over, claimed = threading.Event(), [model for model in models if not self._get(model)]
-        if claimed:
-            threading.Thread(target=self._renew, args=(claimed, over), daemon=True).start()
+        for the hub: the others wait for it. What is here is offered to them."""
+        over, claims = threading.Event(), list[tuple[str, Resolved]]()
+        watch = threading.Thread(target=self._watch, args=(claims, over), daemon=True)
+        watch.start()
         try:
+            for model in models:
+                if claim := self._get(model):
+                    claims.append((claim, model))
             yield
         finally:
             over.set()
+            watch.join()
+            for model in models:
+                if is_here(model):
+                    self._offer(model)
+            for claim, _ in claims:
+                self._store.delete(claim)
 
-    def _get(self, model: Resolved) -> bool:
-        """Whether it is here, or was got from another node; else this node is the one to fetch
-        it from the hub."""
-        last, since = "", time.monotonic()
+    def _get(self, model: Resolved) -> str | None:
+        """Get it from another node, or None where it is here; else this node is the one to fetch it
+        from the hub, and the key that says so is returned.
+
+        A claim is made once: where a node falls silent the next one has the next number, so that of
+        several that wait one takes its place.
+        """
+        number, last, since = 0, "", time.monotonic()
         while not is_here(model):
+            claim = f"{FETCHER}/{model.slug}/{number}"
             if urls := self._urls(model):
                 url = random.choice(urls)  # noqa: S311
                 try:
@@ -88,42 +102,45 @@ class ModelPeers:
                 except PipelineError as error:
                     log.info(f"{model.name}: not from another node: {error.message}")
                     self._store.delete(f"{HOLDER}/{model.slug}/{url}")
-            elif self._store.put(f"{FETCHER}/{model.slug}", self._node, overwrite=False):
-                return False
+            elif self._store.put(claim, self._node, overwrite=False):
+                if not self._urls(model):
+                    return claim
+                self._store.delete(claim)  # it was offered, and the earlier claim was deleted
             else:
-                sign = self._store.get(f"{FETCHER}/{model.slug}") or ""
+                sign = self._store.get(claim) or ""
                 if sign != last:
                     last, since = sign, time.monotonic()
                 elif time.monotonic() - since > SILENT_SECONDS:
-                    return False
+                    number, last = number + 1, ""
                 time.sleep(ASK_SECONDS)
-        return True
+        return None
 
     def _urls(self, model: Resolved) -> list[str]:
         prefix = f"{HOLDER}/{model.slug}/"
         return [key.removeprefix(prefix) for key in self._store.keys(prefix)]
 
-    def _renew(self, models: Sequence[Resolved], over: threading.Event) -> None:
-        """Give signs of life while the hub is asked."""
-        while not over.wait(RENEW_SECONDS):
-            for model in models:
-                self._store.put(f"{FETCHER}/{model.slug}", f"{self._node} {time.monotonic()}")
+    def _watch(self, claims: Sequence[tuple[str, Resolved]], over: threading.Event) -> None:
+        """Give signs of life while the hub is asked, and offer what has come from it at once: to
+        load it may take long."""
+        while not over.wait(WATCH_SECONDS):
+            for claim, model in claims:
+                if is_here(model):
+                    self._offer(model)
+                else:
+                    self._store.put(claim, f"{self._node} {time.monotonic()}")
 
-    def offer(self, models: Sequence[Resolved]) -> None:
-        """Serve the files of `models`, which are here."""
-        if not models:
-            return
-        self._files = self._files or FileServer(self._host)
-        for model in models:
+    def _offer(self, model: Resolved) -> None:
+        """Serve the files of a model that is here."""
+        if model.slug not in self._offered:
+            self._files = self._files or FileServer(self._host)
             self._files.add(model)
             key = f"{HOLDER}/{model.slug}/{self._files.url}"
             self._store.put(key, "")
-            self._store.delete(f"{FETCHER}/{model.slug}")
-            self._offered.append(key)
+            self._offered[model.slug] = key
 
     def close(self) -> None:
         """Serve nothing any more."""
-        for key in self._offered:
+        for key in self._offered.values():
             self._store.delete(key)
         if self._files:
             self._files.close()

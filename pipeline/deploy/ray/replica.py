@@ -18,7 +18,7 @@ from pipeline.serve.guard.relay import Address
 from pipeline.serve.health import key
 
 from .local_server import LocalServer
-from .peers import ModelPeers, is_here, models_of
+from .peers import ModelPeers, models_of
 from .relay import Relay
 
 NAMESPACE = "llama-pipeline"  # of our keys at the cluster's head
@@ -41,9 +41,9 @@ class Replica:
             with self._peers.bring(models):
                 self._server.start()
                 self._target = self._server.wait_until_ready()
-            self._peers.offer([model for model in models if is_here(model)])
         except BaseException:
             self._server.stop()
+            self._peers.close()
             raise
 
     async def lease(self, prefix: Sequence[int] = ()) -> AsyncIterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -73,13 +74,19 @@ class Node:
         fetch.fetch(self.model)
         assert is_here(self.model)
 
+    def offer(self) -> None:
+        """Have the files, and serve them."""
+        self.fetch()
+        with self.peers.bring([self.model]):
+            pass
+
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://{HOST}:{free_port()}")
     monkeypatch.setenv("http_proxy", f"http://{HOST}:{free_port()}")  # leads to no node
     monkeypatch.setattr(peers, "ASK_SECONDS", 0.02)
-    monkeypatch.setattr(peers, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "WATCH_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -98,13 +105,11 @@ def head(nodes: list[Node]) -> Head:
 
 def test_a_node_gets_the_files_from_one_that_has_them(nodes: list[Node], head: Head) -> None:
     first, second, _ = nodes
-    first.fetch()
-    first.peers.offer([first.model])
+    first.offer()
     with second.peers.bring([second.model]):
         assert is_here(second.model)
         assert second.file.read_bytes() == CONTENT
     assert head.keys(FETCHER) == []  # nobody is to ask the hub
-    second.peers.offer([second.model])
     assert len(head.keys(HOLDER)) == 2
     first.peers.close()
     assert len(head.keys(HOLDER)) == 1
@@ -123,23 +128,57 @@ def test_one_asks_the_hub_and_the_others_wait_for_it(nodes: list[Node]) -> None:
         threads = [threading.Thread(target=bring, args=(node,), daemon=True) for node in others]
         for thread in threads:
             thread.start()
-        first.fetch()
         assert over.n_waiting == 0  # they wait
-        first.peers.offer([first.model])
-        over.wait(60)
+        first.fetch()
+        over.wait(60)  # they have it while the server of the first is still starting
     for thread, node in zip(threads, others, strict=True):
         thread.join(60)
         assert node.file.read_bytes() == CONTENT
 
 
-def test_one_that_asks_the_hub_and_falls_silent_is_replaced(
+def test_one_takes_the_place_of_one_that_falls_silent(
     nodes: list[Node], head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "SILENT_SECONDS", 0.2)
-    head.put(f"{FETCHER}/{nodes[0].model.slug}", "a node that died")
-    with nodes[1].peers.bring([nodes[1].model]):
-        assert not is_here(nodes[1].model)
-        wait_for(lambda: "died" not in (head.get(f"{FETCHER}/{nodes[0].model.slug}") or ""))
+    monkeypatch.setattr(peers, "SILENT_SECONDS", 0.5)
+    head.put(f"{FETCHER}/{nodes[0].model.slug}/0", "a node that died")
+    asked, over = list[Node](), threading.Event()
+
+    def bring(node: Node) -> None:
+        with node.peers.bring([node.model]):
+            if not is_here(node.model):
+                asked.append(node)
+                over.wait(60)
+                node.fetch()
+
+    threads = [threading.Thread(target=bring, args=(node,), daemon=True) for node in nodes]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: asked)
+    time.sleep(1.5)  # the others wait for longer than it took to replace the first one
+    over.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(asked) == 1
+    assert all(node.file.read_bytes() == CONTENT for node in nodes)
+
+
+def test_one_that_looks_while_the_files_are_offered_does_not_ask_the_hub(
+    nodes: list[Node], head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen nobody that has them, and then nobody that fetches them."""
+    first, second, _ = nodes
+    keys = head.keys
+
+    def slow(prefix: str) -> list[str]:
+        seen = keys(prefix)
+        monkeypatch.setattr(head, "keys", keys)
+        first.offer()
+        return seen
+
+    monkeypatch.setattr(head, "keys", slow)
+    with second.peers.bring([second.model]):
+        assert second.file.read_bytes() == CONTENT
+    assert keys(FETCHER) == []
 
 
 def test_a_node_that_is_gone_is_not_asked_again(nodes: list[Node], head: Head) -> None:
@@ -153,8 +192,7 @@ def test_a_node_that_is_gone_is_not_asked_again(nodes: list[Node], head: Head) -
 
 def test_other_bytes_are_not_taken(nodes: list[Node], head: Head) -> None:
     first, second, _ = nodes
-    first.fetch()
-    first.peers.offer([first.model])
+    first.offer()
     first.file.write_bytes(CONTENT[:-1] + b"!")
     with second.peers.bring([second.model]):
         assert not is_here(second.model)
@@ -163,8 +201,7 @@ def test_other_bytes_are_not_taken(nodes: list[Node], head: Head) -> None:
 
 def test_files_are_served_to_who_knows_the_key_alone(nodes: list[Node], head: Head) -> None:
     first = nodes[0]
-    first.fetch()
-    first.peers.offer([first.model])
+    first.offer()
     (key,) = head.keys(HOLDER)
     url = key.split("/", 2)[2]
     path = "/org__m__1/sub%20folder/m%20%C3%BC.gguf"
