@@ -62,6 +62,18 @@ class Pace:
             self._since, self._got = time.monotonic(), 0
 
 
+class Retries(Struct):
+    """What was tried in vain since the bytes before `reached` came: how many `failures` and
+    `waits` there were, and whether the address was `renewed`. `arrived`: what had come of the whole
+    file by the last failure."""
+
+    reached: int
+    failures: int = 0
+    waits: int = 0
+    renewed: bool = False
+    arrived: int = -LEAST_BYTES
+
+
 class Remote:
     """One file, read by several threads at once. `streamed` also accepts the whole file as the
     response to a range, and drops what comes before the range."""
@@ -109,25 +121,14 @@ class Remote:
         """
         import httpx2
 
-        at = reached = start
-        failures = waits = 0
-        renewed = False
-        arrived = -LEAST_BYTES
+        at, retries = start, Retries(reached=start)
         while at < stop:
             location = self._where()
-            if not network.is_url(location.url):
-                raise self._no_address()
             try:
                 with self._ask(location, at, stop) as answer:
                     skip, stop, exact = self._judge.accept(answer, at, stop)
-                    pace = Pace(answer.url.host)
-                    for data in answer.iter_raw():
-                        pace.check(len(data))
-                        if skip:
-                            data, skip = data[skip:], max(0, skip - len(data))
+                    for data in self._received(answer, skip):
                         data = data[: stop - at]
-                        if self.halted.is_set():
-                            raise HaltedError
                         at += len(data)
                         self._arrived += len(data)
                         if data:
@@ -145,30 +146,42 @@ class Remote:
                 raise self._no_address() from None
             if self.halted.is_set():
                 raise HaltedError
-            if at - reached >= LEAST_BYTES:
-                reached, failures, waits, renewed = at, 0, 0, False
-            if problem.expired and not renewed:
-                renewed = True
-                self._forget(location)
-            elif problem.wait is not None and waits < WAITS:
-                waits += 1
-                self._report_wait(problem.host, problem.wait)
-                self.halted.wait(max(problem.wait, self._pause))
-            else:
-                failures += 1
-                # A server that refuses some of many connections is not down while others receive
-                # bytes.
-                stuck = problem.wrong or self._arrived - arrived < LEAST_BYTES
-                arrived = self._arrived
-                if problem.expired:
-                    raise PipelineError(
-                        f"{self.name}: {problem}", "check whether you still have access"
-                    )
-                if problem.wait is not None or (failures > RETRIES and stuck):
-                    raise PipelineError(
-                        f"{self.name}: {problem}", f"{AGAIN}{network.through(location.url)}"
-                    )
-                self.halted.wait(self._pause * 2 ** min(failures - 1, RETRIES - 1))
+            if at - retries.reached >= LEAST_BYTES:
+                retries = Retries(reached=at, arrived=retries.arrived)
+            self._prepare_retry(retries, problem, location)
+
+    def _received(self, answer: httpx2.Response, skip: int) -> Iterator[bytes]:
+        """What comes after the first `skip` bytes. Raises TroubleError where that is too slow."""
+        pace = Pace(answer.url.host)
+        for data in answer.iter_raw():
+            pace.check(len(data))
+            if self.halted.is_set():
+                raise HaltedError
+            yield data[skip:]
+            skip = max(0, skip - len(data))
+
+    def _prepare_retry(self, retries: Retries, problem: TroubleError, location: Location) -> None:
+        """Wait, or have the file located anew, before it is requested again. Raises PipelineError
+        where that is of no use."""
+        if problem.expired and not retries.renewed:
+            retries.renewed = True
+            self._forget(location)
+            return
+        if problem.wait is not None and retries.waits < WAITS:
+            retries.waits += 1
+            self._report_wait(problem.host, problem.wait)
+            self.halted.wait(max(problem.wait, self._pause))
+            return
+        retries.failures += 1
+        # A server that refuses some of many connections is not down while others receive bytes.
+        is_stuck = problem.wrong or self._arrived - retries.arrived < LEAST_BYTES
+        retries.arrived = self._arrived
+        if problem.expired:
+            raise PipelineError(f"{self.name}: {problem}", "check whether you still have access")
+        if problem.wait is not None or (retries.failures > RETRIES and is_stuck):
+            hint = f"{AGAIN}{network.through(location.url)}"
+            raise PipelineError(f"{self.name}: {problem}", hint)
+        self.halted.wait(self._pause * 2 ** min(retries.failures - 1, RETRIES - 1))
 
     def _no_address(self) -> PipelineError:
         return PipelineError(
@@ -182,6 +195,8 @@ class Remote:
                 raise HaltedError
             if self._location is None:
                 self._location = self._locate()
+            if not network.is_url(self._location.url):
+                raise self._no_address()
             return self._location
 
     def _forget(self, location: Location) -> None:
