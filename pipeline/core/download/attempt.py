@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from io import FileIO
+from itertools import groupby
 
 from pipeline.core.parallel import TICK
 from pipeline.core.progress import Count
@@ -94,43 +95,46 @@ class Attempt:
             return
         partial, requested = self._partial, frozenset(numbers)
         start, stop = partial.bounds(numbers[0])[0], partial.bounds(numbers[-1])[1]
-        waiting: list[bytes] = []
-        size = crc = counted = reported = 0
-        next_count = 0.0
         try:
             with closing(self._remote.read(start, stop)) as blocks:
-                for at, data in _cut(blocks, start, partial.piece):
-                    number = at // partial.piece
-                    if number not in requested:
-                        continue
-                    waiting.append(data)
-                    size += len(data)
-                    counted += len(data)
-                    end = at + len(data)
-                    last = end == partial.bounds(number)[1]
-                    now = time.monotonic()
-                    if last or now > next_count:  # not each time: all threads share one lock
-                        next_count = now + TICK
-                        self._count(counted - reported)
-                        reported = counted
-                    if last or size >= BLOCK:
-                        block = b"".join(waiting)
-                        crc = zlib.crc32(block, crc)
-                        with self._writes():
-                            partial.write(end - size, block)
-                            if last:
-                                partial.record(number, crc)
-                        waiting.clear()
-                        size = 0
-                    if last:
-                        crc = counted = reported = 0
+                parts = _cut(blocks, start, partial.piece)
+                for number, own in groupby(parts, key=lambda part: part[0] // partial.piece):
+                    if number in requested:
+                        self._store(number, (data for _, data in own))
         except HaltedError:
             pass
         except BaseException as error:
             self.fail(error)
+
+    def _store(self, number: int, blocks: Iterable[bytes]) -> None:
+        """Write a piece while it arrives, and record it once it is whole; after an error what has
+        come of it does not count."""
+        start, stop = self._partial.bounds(number)
+        at = written = start
+        waiting: list[bytes] = []
+        counted = crc = 0
+        next_count = 0.0
+        try:
+            for data in blocks:
+                waiting.append(data)
+                at += len(data)
+                now = time.monotonic()
+                if at == stop or now > next_count:  # not each time: all threads share one lock
+                    self._count(at - start - counted)
+                    counted, next_count = at - start, now + TICK
+                if at == stop or at - written >= BLOCK:
+                    block = b"".join(waiting)
+                    waiting.clear()
+                    crc = zlib.crc32(block, crc)
+                    with self._writes():
+                        self._partial.write(written, block)
+                        if at == stop:
+                            self._partial.record(number, crc)
+                            counted = 0
+                    written = at
         finally:
-            if reported:
-                self._count(-reported, arrived=False)
+            if counted:
+                self._count(-counted, arrived=False)
 
     @contextmanager
     def _writes(self) -> Iterator[None]:
