@@ -133,31 +133,32 @@ def choose(machine: detect.Host, options: BuildOptions) -> Selection:
 
 def describe(machine: detect.Host, options: BuildOptions, report: requirements.Report) -> Selection:
     """The selection of this backend, with what it is missing here."""
-    name, toolkit, notes = report.backend, "", list(report.notes)
-    device = list(report.of(requirements.DEVICE))
-    build = list(report.of(requirements.TOOL, requirements.TOOLKIT))
-    tools = {t: machine.tools[t] for t in TOOLCHAINS.get(name, ()) if t in machine.tools}
-    versions = {t: (tool.path, tool.version) for t, tool in tools.items()}
+    name, toolkit = report.backend, ""
+    notes: Sequence[str] = report.notes
+    device = [*report.of(requirements.DEVICE)]
+    build = [*report.of(requirements.TOOL, requirements.TOOLKIT)]
+    tools = {
+        tool: (machine.tools[tool].path, machine.tools[tool].version)
+        for tool in TOOLCHAINS.get(name, ())
+        if tool in machine.tools
+    }
     if name == "vulkan":
-        versions["vulkan headers"] = ("", machine.vulkan_headers)
+        tools["vulkan headers"] = ("", machine.vulkan_headers)
     if name == "cuda":
-        # A build for other machines does not depend on the cards here.
-        judged = replace(machine, nvidia=()) if options.is_for_elsewhere else machine
-        toolkit, missing = cuda_toolkit(judged, options)
+        toolkit, missing = cuda_toolkit(machine, options)
+        build = [*missing, *requirements.compiler(machine)]
         if toolkit == WHEELS:
-            versions = {"nvcc": ("", cuda_versions.CUDA_13.version)}
-        build, notes = [*missing, *requirements.compiler(machine)], []
-        if options.source == "build" and (version := cuda_versions.numbers(nvcc(versions))):
-            unsupported, notes = requirements.missing_for_version(machine, version)
-            device += unsupported if options.is_for_elsewhere else []
+            tools = {"nvcc": ("", cuda_versions.CUDA_13.version)}
+        unsupported, notes = unsupported_cards(machine, options, nvcc(tools))
+        device += unsupported
     return Selection(
         backend=name,
         why=", ".join(devices(machine, name)) or "requested",
         warnings=tuple(notes),
         missing_device=with_hints(device, machine),
         missing_tools=with_hints(build, machine) if options.source == "build" else (),
-        cards=cards(machine, name, nvcc(versions)),
-        tools=versions,
+        cards=cards(machine, name, nvcc(tools)),
+        tools=tools,
         toolkit=toolkit,
         toolkit_folder=machine.cuda if toolkit == SYSTEM else "",
         driver=machine.nvidia[0].driver if machine.nvidia else "",
@@ -168,12 +169,25 @@ def cuda_toolkit(
     machine: detect.Host, options: BuildOptions
 ) -> tuple[str, list[requirements.Missing]]:
     """Which toolkit is taken, and what of it is missing. The report skips it where no card is."""
+    if options.is_for_elsewhere:  # the cards here do not matter
+        machine = replace(machine, nvidia=())
     missing, _ = requirements.missing_toolkit(machine)
     if not missing or options.toolkit != AUTO:
         return SYSTEM, missing
     if requirements.wheels(machine):
         return WHEELS, []
     return SYSTEM, [*missing, *requirements.no_wheels(machine)]
+
+
+def unsupported_cards(
+    machine: detect.Host, options: BuildOptions, version: str
+) -> requirements.Finding:
+    """What CUDA of this version lacks for the cards here, as errors and as notes."""
+    numbered = cuda_versions.numbers(version) if options.source == "build" else ()
+    if not numbered:
+        return [], []
+    missing, notes = requirements.missing_for_version(machine, numbered)
+    return missing if options.is_for_elsewhere else [], notes
 
 
 def nvcc(tools: Mapping[str, tuple[str, str]]) -> str:
