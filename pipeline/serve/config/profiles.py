@@ -110,6 +110,20 @@ class ProfileReader(Struct, kw_only=True):
     def is_llama(self) -> bool:
         return self.profile.backend == "llamacpp"
 
+    @property
+    def engine(self) -> str:
+        return LLAMA_CPP if self.is_llama else VLLM
+
+    @property
+    def program(self) -> str:
+        """The engine's program, for messages."""
+        return "llama-server" if self.is_llama else "vLLM"
+
+    @property
+    def tuned_tables(self) -> tuple[tuple[tuple[str, ...], Tuning], ...]:
+        """The tables with keys that are common to both engines, each with its path."""
+        return ((), self.profile), (("gpu",), self.profile.gpu)
+
     def place(self, *path: str | int) -> str:
         """`llm_profiles.yaml: line 12: profiles.chat.llamacpp.port`."""
         whole = ("profiles", self.name, *path)
@@ -143,7 +157,7 @@ class ProfileReader(Struct, kw_only=True):
         content = {"profiles": {self.name: _with_values(table or {})}}
         registry = messages.validated(Registry, content, add_error)
         self.profile = registry.profiles.get(self.name) or Profile()
-        for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
+        for path, table in self.tuned_tables:
             for key in table.__pydantic_extra__ or {}:
                 near = self._near(key, list(type(table).model_fields))
                 self.notes.append(f"{self.place(*path, key)}: is not known and not used{near}")
@@ -152,11 +166,12 @@ class ProfileReader(Struct, kw_only=True):
         """`; did you mean X?` for a key of this table, or an option of the engine."""
         if near := did_you_mean(key, known):
             return near
-        meant = synonyms.option(option(key), LLAMA_CPP if self.is_llama else VLLM) or ""
+        meant = synonyms.option(option(key), self.engine) or ""
         return f"; did you mean {self.profile.backend}.{meant.replace('-', '_')}?" if meant else ""
 
     def spec(self, environ: Mapping[str, str], variables: Mapping[str, str]) -> InstanceSpec:
-        """The profile's instance, with what the environment and the command line change."""
+        """The profile's instance. Its table is put first, the environment and the command line
+        over it; then what follows from other keys, where none of them has set it."""
         extra_args = self._put_table()
         self._put_overrides(environ)
         chosen = self._put_variables(variables)
@@ -165,9 +180,7 @@ class ProfileReader(Struct, kw_only=True):
         model, download_to = self._model(chosen)
         return InstanceSpec(
             name=self.name,
-            control=Control(
-                engine=LLAMA_CPP if self.is_llama else VLLM, gpu_ids=self._gpu_ids(environ)
-            ),
+            control=Control(engine=self.engine, gpu_ids=self._gpu_ids(environ)),
             server=self.server,
             extra_args=extra_args,
             model=model,
@@ -220,7 +233,7 @@ class ProfileReader(Struct, kw_only=True):
         """Set the options for the keys that are common to both engines."""
         values: dict[str, tuple[int | float, str]] = {}  # by key, with the place
         for key in Tuning.model_fields:
-            for path, table in (((), self.profile), (("gpu",), self.profile.gpu)):
+            for path, table in self.tuned_tables:
                 value = getattr(table, key)
                 if value is None:
                     continue
@@ -228,14 +241,14 @@ class ProfileReader(Struct, kw_only=True):
                 if key in values:
                     self.errors.append(f"{place}: is given beside gpu too; leave one out")
                 values[key] = (value, place)
-        options = LLAMA_TUNING if self.is_llama else VLLM_TUNING
-        for key, name in options.items():
+        for key, name in (LLAMA_TUNING if self.is_llama else VLLM_TUNING).items():
             if key in values:
                 self.put_default(name, *values.pop(key))
         if self.is_llama and "max_model_len" in values:
             self._put_context(*values.pop("max_model_len"))
-        program = "llama-server" if self.is_llama else "vLLM"
-        self.notes += [f"{place}: {program} has no such option" for _, place in values.values()]
+        self.notes += [
+            f"{place}: {self.program} has no such option" for _, place in values.values()
+        ]
 
     def _put_context(self, length: int | float, place: str) -> None:
         """llama-server divides its context among the requests, so that of one is multiplied."""
@@ -251,8 +264,8 @@ class ProfileReader(Struct, kw_only=True):
         """Set what the labels turn on."""
         profile, server = self.profile, self.server.keys()
         if profile.model_id:
-            name = "alias" if self.is_llama else "served-model-name"
-            self.put_default(name, profile.model_id, self.place("model_id"))
+            alias = "alias" if self.is_llama else "served-model-name"
+            self.put_default(alias, profile.model_id, self.place("model_id"))
         if not profile.supports_embeddings:
             return
         place = self.place("supports_embeddings")
@@ -263,24 +276,16 @@ class ProfileReader(Struct, kw_only=True):
         else:
             return
         if profile.task_type and "embed" not in profile.task_type.lower():
-            program = "llama-server" if self.is_llama else "vLLM"
-            self.notes.append(f"{place}: {program} then answers for embeddings alone")
+            self.notes.append(f"{place}: {self.program} then answers for embeddings alone")
 
     def _model(self, chosen: Mapping[str, str]) -> tuple[dict[str, str], Path | None]:
         """The variables of `prepare` for the model, and the path where the profile wants it, while
         it is missing there. `chosen` wins: it names another file than the profile's."""
-        profile, table = self.profile, self.profile.llamacpp
-        if not self.is_llama and (model := profile.vllm.model or profile.model_id):
-            path = ("vllm", "model") if profile.vllm.model else ("model_id",)
-            self.put("model", model, self.place(*path))
+        if not self.is_llama:
+            self._put_model()
         if not self.is_llama or "model" in self.server:
             return {}, None
-        is_other = bool(chosen.keys() & {"pattern", "quant", "revision"} and table.hf_repo_id)
-        root = beside(self.folder, table.model_root) if table.model_root else None
-        name = chosen.get("filename") or table.hf_filename
-        gguf_path = None if "filename" in chosen else table.gguf_path
-        file = gguf_path or (name if root else None)
-        target = beside(root or self.folder, file) if file and not is_other else None
+        table, target = self.profile.llamacpp, self._target(chosen)
         self.places["model.ref"] = place = self.place("llamacpp")
         if target and target.is_file():
             others = {key: chosen[key] for key in chosen if key != "filename"}
@@ -294,10 +299,29 @@ class ProfileReader(Struct, kw_only=True):
             self.errors.append(f"{place}: {why}")
             return {}, None
         wanted = {"model": f"hf:{table.hf_repo_id}"}
-        name = name or (Path(table.gguf_path).name if table.gguf_path else "")
+        name = table.hf_filename or Path(table.gguf_path or "").name
         if name and not chosen.keys() & {"pattern", "quant"}:
             wanted["filename"] = name
         return {**wanted, **chosen}, target
+
+    def _put_model(self) -> None:
+        """Set what vLLM serves."""
+        if model := self.profile.vllm.model:
+            self.put("model", model, self.place("vllm", "model"))
+        elif model := self.profile.model_id:
+            self.put("model", model, self.place("model_id"))
+
+    def _target(self, chosen: Mapping[str, str]) -> Path | None:
+        """The path of the model's file; None where the profile has none, or `chosen` names another
+        one of the repository."""
+        table = self.profile.llamacpp
+        if table.hf_repo_id and chosen.keys() & {"pattern", "quant", "revision"}:
+            return None
+        root = beside(self.folder, table.model_root) if table.model_root else None
+        file = None if "filename" in chosen else table.gguf_path
+        if root and not file:
+            file = chosen.get("filename") or table.hf_filename
+        return beside(root or self.folder, file) if file else None
 
     def _gpu_ids(self, environ: Mapping[str, str]) -> str | None:
         """The graphics cards that the server sees."""
