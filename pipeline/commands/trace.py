@@ -159,46 +159,27 @@ def _download(parts: Sequence[Path], entries: Sequence[Entry], home: Home) -> Bu
 
 def _gguf(file: Path, entry: Entry, home: Home) -> tuple[BuildDefinition, list[Descriptor]]:
     """How a GGUF was converted and quantized, and what was made on the way."""
+    recipe, internal, known = entry.recipe, _noted(entry), receipts.load(file.parent)
     dependencies, byproducts = list[Descriptor](), list[Descriptor]()
-    recipe, made, internal = entry.recipe, entry, _noted(entry)
-    quant = str(recipe.get("type") or recipe.get("outtype"))
+    converted: Entry | None = entry
     if recipe["step"] == "quantize":
-        known = receipts.load(file.parent)
-        dependencies.append(_program(recipe["tool"], home))
-        if matrix := recipe.get("imatrix"):
-            dependencies.append(_digested("imatrix", matrix))
-            inputs = {"text": matrix, "input": recipe["input"]}
-            byproducts += [
-                _digested(name, f"sha256:{each.sha256}")
-                for name, each in known.items()
-                if inputs.items() <= each.recipe.items()
-            ]
-        if types := recipe.get("mix"):
-            dependencies.append(_digested("mix", types))
-        between = [
-            (name, each)
-            for name, each in known.items()
-            if f"sha256:{each.sha256}" == recipe["input"] and each.recipe.get("step") == "convert"
-        ]
-        for name, each in between[:1]:
-            made = each
-            byproducts.append(_digested(name, recipe["input"]))
-            internal["outtype"] = each.recipe["outtype"]
-        if not between:  # the user's own GGUF
-            parts = str(recipe["input"]).removeprefix("sha256:").split("+")
-            for number, digest in enumerate(parts, start=1):
-                name = "input" if len(parts) == 1 else f"input, part {number}"
-                dependencies.append(_digested(name, f"sha256:{digest}"))
-    recipe = made.recipe
-    if recipe["step"] == "convert":
-        dependencies += _conversion(file, made, home)
-    elif set(commit := str(entry.recipe["tool"]["commit"])) <= HEX and len(commit) == 40:
-        dependencies.append(of_llama_cpp(commit))
+        dependencies += _quantization(recipe, home)
+        byproducts += _computed_matrices(recipe, known)
+        between = _unquantized(recipe, known)
+        converted = known[between] if between else None
+        if converted:
+            byproducts.append(_digested(between, recipe["input"]))
+            internal["outtype"] = converted.recipe["outtype"]
+        else:
+            dependencies += _own_gguf(recipe)
+    if converted:
+        dependencies += _conversion(file, converted, home)
+    made = converted or entry
     parameters = {
-        **_origin(made, str(recipe.get("name", ""))),
-        "quant": quant,
-        **{name: True for name in ("projector", "adapter") if recipe.get(name)},
-        **({"imatrix": True} if entry.recipe.get("imatrix") else {}),
+        **_origin(made, str(made.recipe.get("name", ""))),
+        "quant": str(recipe.get("type") or recipe.get("outtype")),
+        **{name: True for name in ("projector", "adapter") if made.recipe.get(name)},
+        **({"imatrix": True} if recipe.get("imatrix") else {}),
     }
     build = BuildDefinition(
         build_type=GGUF,
@@ -207,6 +188,41 @@ def _gguf(file: Path, entry: Entry, home: Home) -> tuple[BuildDefinition, list[D
         resolved_dependencies=_sorted(dependencies),
     )
     return build, byproducts
+
+
+def _quantization(recipe: Recipe, home: Home) -> Iterator[Descriptor]:
+    """What a quantization used, besides its input."""
+    yield _program(recipe["tool"], home)
+    for name in ("imatrix", "mix"):
+        if recipe.get(name):
+            yield _digested(name, recipe[name])
+
+
+def _computed_matrices(recipe: Recipe, known: Mapping[str, Entry]) -> Iterator[Descriptor]:
+    """The importance matrix that was computed for it from a text."""
+    inputs = {"text": recipe.get("imatrix"), "input": recipe["input"]}
+    for name, entry in known.items():
+        if inputs["text"] and inputs.items() <= entry.recipe.items():
+            yield _digested(name, f"sha256:{entry.sha256}")
+
+
+def _unquantized(recipe: Recipe, known: Mapping[str, Entry]) -> str:
+    """The name of the GGUF that was quantized, as far as it was converted here."""
+    for name, entry in known.items():
+        if f"sha256:{entry.sha256}" == recipe["input"] and entry.recipe.get("step") == "convert":
+            return name
+    return ""
+
+
+def _own_gguf(recipe: Recipe) -> Iterator[Descriptor]:
+    """What was quantized of the user's own, and the llama.cpp that did it."""
+    parts = str(recipe["input"]).removeprefix("sha256:").split("+")
+    for number, digest in enumerate(parts, start=1):
+        name = "input" if len(parts) == 1 else f"input, part {number}"
+        yield _digested(name, f"sha256:{digest}")
+    commit = str(recipe["tool"]["commit"])
+    if set(commit) <= HEX and len(commit) == 40:
+        yield of_llama_cpp(commit)
 
 
 def _conversion(file: Path, entry: Entry, home: Home) -> Iterator[Descriptor]:
