@@ -14,7 +14,7 @@ from supervisor_tools import Servers, grandchild, lives, stand_in
 
 from pipeline.core.process import Process, cgroup, start_detached
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import control, marker, status
+from pipeline.serve.supervisor import launch, marker, status
 from pipeline.serve.supervisor.policy import Timing
 from pipeline.serve.supervisor.state import READY, Folder
 
@@ -41,7 +41,7 @@ def no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
         words = [sys.executable, "-c", NO_GROUPS, str(at.path), "{}"]
         return start_detached(words, log=at.log, env=env, cwd=REPOSITORY)
 
-    monkeypatch.setattr(control, "_start_supervisor", start)
+    monkeypatch.setattr(launch, "start", start)
 
 
 def orphaned(servers: Servers, tmp_path: Path, *more: str) -> tuple[int, Server]:

@@ -21,7 +21,7 @@ from pipeline.commands.request import request
 from pipeline.core.errors import PipelineError
 from pipeline.serve.logfile import KEPT
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import control, liveness, marker, status
+from pipeline.serve.supervisor import control, launch, liveness, marker, status
 from pipeline.serve.supervisor.state import PAUSING, READY
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux shows")
@@ -96,7 +96,7 @@ def test_a_server_that_dies_over_and_over(
     b = stand_in(tmp_path, "b")
     servers.instances = (a, b)
     control._publish(servers.at, control.DesiredState(config="c", instances=(a, b)), ())
-    process = control._start_supervisor(servers.at, servers.timing)
+    process = launch.start(servers.at, servers.timing)
     wait_for(lambda: servers.state().get("a") and servers.state()["a"].restarts >= 4)
     supervisor = servers.supervisor()
     wait_for(lambda: servers.state()["b"].state == READY)
@@ -176,7 +176,7 @@ def test_a_suspended_supervisor(
     told = capsys.readouterr()
     assert f"the supervisor (pid {supervisor.pid}) is suspended" in told.err
     assert "not answering" not in told.out
-    monkeypatch.setattr(control, "REACTION_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "REACTION_SECONDS", 0.5)
     for act in (lambda: control.obey(servers.at, ["a"], loads=True), lambda: servers.up(b)):
         with pytest.raises(PipelineError, match="does not react"):
             act()

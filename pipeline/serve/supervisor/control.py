@@ -6,29 +6,24 @@ it. Writers take turns, and a second `up` of the same configuration waits for th
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
-from msgspec import to_builtins
 from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
-from pipeline.core.paths import REPOSITORY, require_writable
-from pipeline.core.process import Process, last_lines, start_detached
 from pipeline.core.store.locks import file_lock, trouble
 from pipeline.core.store.publish import disk_errors
 from pipeline.serve.server import BOOT, GATEWAY, Server
 
-from . import marker
-from .environment import for_supervisor, missing
-from .liveness import LOCK_SECONDS, MODULE, is_running, living
+from . import launch, marker
+from .environment import missing
+from .liveness import LOCK_SECONDS, is_running, living
 from .policy import Timing
 from .state import (
     ASLEEP,
@@ -36,7 +31,6 @@ from .state import (
     READY,
     SETTLED,
     STOPPED,
-    STOPPING,
     DesiredState,
     Folder,
     Order,
@@ -53,9 +47,7 @@ from .state import (
 )
 
 POLL_SECONDS = 0.05
-MAX_STARTS = 3  # of a supervisor that ends by itself
 GRACE_SECONDS = 5.0
-REACTION_SECONDS = 10.0  # for a running supervisor to read the desired state
 UP = "instances that are up:"
 EXIT_SECONDS = 1.0  # for the supervisor's process to be gone after it released its lock
 
@@ -167,7 +159,7 @@ def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, Se
     """Load or unload these servers, and wait until it is done; return those that were not loaded.
     Raises PipelineError where the supervisor ends meanwhile, or does not react."""
     number, done = order(at, names, loads=loads), dict[str, ServerStatus]()
-    deadline = time.monotonic() + REACTION_SECONDS
+    deadline = time.monotonic() + launch.REACTION_SECONDS
     while len(done) < len(names):
         if (state := living(at)) is None:
             raise PipelineError("the supervisor is gone, and so are they", f"its log is {at.log}")
@@ -176,7 +168,7 @@ def obey(at: Folder, names: Sequence[str], *, loads: bool) -> list[tuple[str, Se
             if _is_done(status, loads):
                 done.setdefault(status.name, status)
         if len(taken_up) < len(names) and time.monotonic() > deadline:
-            raise _hangs(at)
+            raise launch.hangs(at)
         time.sleep(POLL_SECONDS)
     return [(name, status) for name, status in done.items() if loads and status.state != READY]
 
@@ -224,7 +216,7 @@ def down(at: Folder, names: Sequence[str] = (), *, grace: float = GRACE_SECONDS)
         _signal_supervisor(at, kill=True)  # it hangs, and holds the lock
         marker.end_all(at, supervisor_too=True)
         if rest:
-            _start_supervisor(at, Timing())
+            launch.start(at, Timing())
     _end_leftovers(at)
     deadline = time.monotonic() + EXIT_SECONDS
     while not rest and not is_running(at) and living(at) and time.monotonic() < deadline:
@@ -295,47 +287,32 @@ def _publish(at: Folder, wanted: DesiredState, names: Sequence[str]) -> DesiredS
 def _wait_until_settled(
     at: Folder, wanted: DesiredState, report: Report, timing: Timing
 ) -> list[tuple[Server, ServerStatus]]:
-    """Wait until each server is ready or has ended; see to it that there is a supervisor."""
+    """Wait until each server is ready or has ended, and those that are no longer wanted are
+    stopped; see to it that there is a supervisor. Returns the servers that are not well."""
+    supervisor = launch.SupervisorWatch(at, wanted, timing)
     reported: dict[str, ServerStatus] = {}
-    names = servers_of(wanted)
-    supervisor: Process | None = None
-    starts, watched = 0, 0
-    last_progress = last_check = time.monotonic()
     while True:
         state, latest = living(at), read_wanted(at)
         if latest and latest.asked < wanted.asked:  # of an `up` at the same time, without locks
             write_wanted(at, wanted)
-        statuses = statuses_of(state)
-        for server, now in _news(wanted, latest, statuses, reported):
-            reported[server.name] = now
-            report(server, now)
-        stopping = any(x.state != STOPPED for name, x in statuses.items() if name not in names)
-        settled = all(name in reported and reported[name].state in SETTLED for name in names)
-        if settled and not stopping:
-            break
-        has_ended = supervisor is None or supervisor.poll() is not None
-        is_behind = state is None or state.asked < wanted.asked
-        is_stopping = any(x.state == STOPPING for x in statuses.values())
-        pid = state.pid if state else 0
-        if pid != watched or not is_behind or is_stopping:
-            watched, last_progress = pid, time.monotonic()
-        elif time.monotonic() > last_progress + REACTION_SECONDS and (
-            is_running(at) or not has_ended
-        ):
-            require_writable(at.path)  # else it cannot answer
-            raise _hangs(at)
-        if state is None and has_ended and not is_running(at):
-            if starts == MAX_STARTS:
-                lines = last_lines(at.log)
-                raise PipelineError(f"the supervisor ended by itself:\n{lines}", f"see {at.log}")
-            starts, last_progress = starts + 1, time.monotonic()
-            supervisor = _start_supervisor(at, timing)
-        if time.monotonic() > last_check + REACTION_SECONDS:
-            require_writable(at.path)  # else the supervisor cannot write that a server is ready
-            last_check = time.monotonic()
+        for server, status in _news(wanted, latest, statuses_of(state), reported):
+            reported[server.name] = status
+            report(server, status)
+        if _is_settled(wanted, state, reported):
+            results = [(server, reported[server.name]) for server in wanted.instances]
+            return [(server, status) for server, status in results if not _is_well(server, status)]
+        supervisor.check(state)
         time.sleep(POLL_SECONDS)
-    results = [(server, reported[server.name]) for server in wanted.instances]
-    return [(server, status) for server, status in results if not _is_well(server, status)]
+
+
+def _is_settled(
+    wanted: DesiredState, state: State | None, reported: Mapping[str, ServerStatus]
+) -> bool:
+    names = servers_of(wanted)
+    others = [x for name, x in statuses_of(state).items() if name not in names]
+    return all(x.state == STOPPED for x in others) and all(
+        name in reported and reported[name].state in SETTLED for name in names
+    )
 
 
 def _news(
@@ -353,25 +330,10 @@ def _news(
             yield server, now
 
 
-def _hangs(at: Folder) -> PipelineError:
-    return PipelineError(
-        f"the supervisor does not react; its log is {at.log}", f"{doitw('down')}, then up again"
-    )
-
-
 def _is_well(server: Server, status: ServerStatus) -> bool:
     """Whether it is ready, or asleep as it should be."""
     is_refused = server.start == BOOT and status.problem
     return status.state == READY or (status.state == ASLEEP and not is_refused)
-
-
-def _start_supervisor(at: Folder, timing: Timing) -> Process:
-    words = [sys.executable, "-m", MODULE, str(at.path)]
-    wanted = read_wanted(at)
-    env = for_supervisor(os.environ, wanted.instances if wanted else ())
-    env |= {marker.VARIABLE: at.marker}
-    words.append(json.dumps(to_builtins(timing)))
-    return start_detached(words, log=at.log, env=env, cwd=REPOSITORY)
 
 
 @contextmanager

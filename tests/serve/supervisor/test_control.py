@@ -29,7 +29,7 @@ from pipeline.commands import ps
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.serve.server import Server
-from pipeline.serve.supervisor import control, liveness, marker, state, status
+from pipeline.serve.supervisor import control, launch, liveness, marker, state, status
 from pipeline.serve.supervisor.state import FAILED, LOADING, READY, STOPPED, DesiredState
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -371,7 +371,7 @@ def test_up_does_not_wait_for_one_that_hangs(
     a = stand_in(tmp_path, "a")
     servers.up(a)
     servers.supervisor().suspend()
-    monkeypatch.setattr(control, "REACTION_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "REACTION_SECONDS", 1.0)
     with pytest.raises(PipelineError, match="does not react"):
         servers.up(changed(a, "--metrics"))
 
@@ -461,8 +461,8 @@ def test_a_disk_that_fills_up_while_a_server_loads(
 
     most = psutil.Process().rlimit(limits)
     monkeypatch.setattr(servers, "report", report)
-    monkeypatch.setattr(control, "REACTION_SECONDS", 2.0)
-    monkeypatch.setattr(control, "require_writable", full)
+    monkeypatch.setattr(launch, "REACTION_SECONDS", 2.0)
+    monkeypatch.setattr(launch, "require_writable", full)
     with pytest.raises(PipelineError, match="No space left"):
         servers.up(a)
     servers.supervisor().rlimit(limits, most)
@@ -555,11 +555,9 @@ def test_a_supervisor_has_its_time_from_its_start(
             now = replace(now, asked=0, instances=())
         return None if seconds < 0.6 * patience else now
 
-    monkeypatch.setattr(control, "REACTION_SECONDS", patience)
+    monkeypatch.setattr(launch, "REACTION_SECONDS", patience)
     monkeypatch.setattr(control, "living", late)
-    monkeypatch.setattr(
-        control, "is_running", lambda at: time.monotonic() - began >= 0.6 * patience
-    )
+    monkeypatch.setattr(launch, "is_running", lambda at: time.monotonic() - began >= 0.6 * patience)
     seen: list[str] = []
     assert wanted
     failed = control._wait_until_settled(
@@ -574,9 +572,9 @@ def test_two_supervisors_at_once_on_a_disk_without_locks(servers: Servers, tmp_p
     servers.instances = (stand_in(tmp_path, "a"),)
     servers.at.path.mkdir(parents=True)
     state.write_wanted(servers.at, DesiredState(config="c.toml", instances=servers.instances))
-    older = control._start_supervisor(servers.at, control.Timing())
+    older = launch.start(servers.at, control.Timing())
     os.kill(older.pid, signal.SIGSTOP)
-    younger = control._start_supervisor(servers.at, control.Timing())
+    younger = launch.start(servers.at, control.Timing())
     wait_for(lambda: younger.poll() is not None)
     assert not liveness.living(servers.at)
     with client(servers, "up", *servers.instances) as up:  # starts no other one meanwhile
