@@ -19,7 +19,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.store.publish import disk_errors, publish_beside
 from pipeline.core.text import table
-from pipeline.models import memory, quants
+from pipeline.models import gguf, memory, quants
 from pipeline.models.memory import Memory
 from pipeline.report import comparison
 from pipeline.report.candidates import Candidate, MemoryUse
@@ -109,7 +109,7 @@ def measured(model: Model, names: Sequence[str], *, again: bool = False) -> Quan
         rows.append(
             Candidate(
                 quant=name,
-                bytes=estimate.bytes_of(files[name]),
+                bytes=gguf.file_bytes(files[name]),
                 quality=qualities.get(name),
                 speed=speeds.get(name),
                 memory=use_of(needed, room) if needed else None,

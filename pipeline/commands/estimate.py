@@ -146,11 +146,6 @@ def loads(model: Model) -> Callable[[Path], None] | None:
     return lambda made: memory.require_loads(program, made, name)
 
 
-def bytes_of(file: Path) -> int:
-    """The size of a GGUF, all its parts together."""
-    return sum(part.stat().st_size for part in gguf.shards(file))
-
-
 def tensor_bytes(file: Path, run: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
     headers = [gguf.read_cached(path, run / "gguf.json") for path in gguf.shards(file)]
@@ -225,7 +220,7 @@ def of_made(model: Model, file: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
     header = gguf.read_cached(file, model.home.run / "gguf.json")
     return MemoryEstimate(
-        bytes=bytes_of(file),
+        bytes=gguf.file_bytes(file),
         trained=header.context_length,
         at=lambda ctx_size: _measure(model, file, header, ctx_size),
         header=header,

@@ -302,7 +302,7 @@ def _report(
         headers = [gguf.read(path, shapes) for path in gguf.shards(each.path)]
         weights = sum(map(math.prod, shapes.values()))
         bits = 8 * sum(header.size - header.data for header in headers) / weights
-        total = sum(path.stat().st_size for path in gguf.shards(each.path))
+        total = gguf.file_bytes(each.path)
         qualities.append(measuring.quality(setup, samples[quant], quant, total, bits))
     return QualityReport(qualities=qualities, reference=base, setup=setup)
 

@@ -17,7 +17,7 @@ from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 from pipeline.serve.server import LLAMA_CPP, Server, service
 
-from . import beside, estimate
+from . import beside
 from .programs import Programs
 
 
@@ -53,7 +53,7 @@ def _model(
     if name and path.is_file():
         header = gguf.read_cached(path, programs.home.run / "gguf.json")
         rows |= {"file": str(path), "quant": header.quant or "unknown"}
-        rows["size"] = size(estimate.bytes_of(path))
+        rows["size"] = size(gguf.file_bytes(path))
     if mmproj := server.argument("--mmproj"):
         rows["projector"] = Path(mmproj).name
     if adapters := server.adapters:

@@ -20,7 +20,7 @@ from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP
 
-from . import estimate, serve, server_options, verify
+from . import serve, server_options, verify
 from .model import Model
 from .programs import Programs
 from .session import Session
@@ -67,7 +67,7 @@ def compare(session: Session, before: Programs, after: Programs) -> Comparison:
     failing = {str(path): why for path in files if (why := problem(path, before, after))}
     loading = [path for path in files if str(path) not in failing]
     program = after.binaries.find("llama-bench")
-    smallest = min(filter(fits, loading), key=estimate.bytes_of, default=None)
+    smallest = min(filter(fits, loading), key=gguf.file_bytes, default=None)
     # A model that loads need not run.
     if program and smallest and (why := bench.trial(program, smallest)):
         failing[str(smallest)] = why
@@ -183,7 +183,7 @@ def made_here(session: Session) -> dict[Path, Entry | None]:
 
 def fits(path: Path) -> bool:
     """Whether it leaves half of the free memory to others."""
-    return estimate.bytes_of(path) <= capacity.memory() // 2
+    return gguf.file_bytes(path) <= capacity.memory() // 2
 
 
 def is_model(path: Path) -> bool:
@@ -231,7 +231,7 @@ def speeds(
         log.info("bench=1: one of the two has no llama-bench")
         return []
     chain = session.model.chain() if session.request.reference else None
-    path = max(filter(fits, loading), key=estimate.bytes_of, default=None)
+    path = max(filter(fits, loading), key=gguf.file_bytes, default=None)
     if chain and chain.final.is_file():
         path = chain.final
     if path is None:

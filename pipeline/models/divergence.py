@@ -231,7 +231,6 @@ def _run(
     PipelineError."""
     lines: list[str] = []
     files = gguf.shards(model)
-    weights = sum(path.stat().st_size for path in files)
     header = gguf.read(files[0])
     logits = 4 * header.vocabulary * tool.ctx_size
     read = [*files, group.text] if writes else [*files, group.base]
@@ -239,7 +238,7 @@ def _run(
         tool.program,
         read=read,
         write=[group.base] if writes else [],
-        weights=weights,
+        weights=gguf.file_bytes(model),
         copies=COPIES,
         memory=tools.HEADER_MEMORY + 2 * logits,
     )

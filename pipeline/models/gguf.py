@@ -216,3 +216,8 @@ def shards(first: Path) -> list[Path]:
             "put all parts into the same folder",
         )
     return paths
+
+
+def file_bytes(first: Path) -> int:
+    """The size of a GGUF, all its parts together. Raises PipelineError where one is missing."""
+    return sum(part.stat().st_size for part in shards(first))

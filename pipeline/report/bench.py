@@ -55,8 +55,6 @@ def samples(
 
     `timeout` is in seconds. Raises PipelineError where it fails, hangs or prints something else.
     """
-    files = gguf.shards(model)
-    weights = sum(path.stat().st_size for path in files)
     generated = 0 if gguf.read(model).is_encoder else generated
     words = [
         *(str(program), "-m", str(model), "-o", "json"),
@@ -67,7 +65,9 @@ def samples(
         words,
         timeout=timeout,
         env=tools.env(),
-        sandbox=tools.sandbox(program, read=files, weights=weights, copies=COPIES),
+        sandbox=tools.sandbox(
+            program, read=gguf.shards(model), weights=gguf.file_bytes(model), copies=COPIES
+        ),
     )
     if status:
         raise PipelineError(f"{model.name}: {program.name} {_reason(status, out, err, timeout)}")

@@ -177,12 +177,11 @@ def human(count: int) -> str:
 @lru_cache(maxsize=256)
 def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
     """Raises PipelineError or OSError."""
-    parts = gguf.shards(path)
     shapes: dict[str, list[int]] = {}
-    header, *_ = [gguf.read(part, shapes) for part in parts]
+    header, *_ = [gguf.read(part, shapes) for part in gguf.shards(path)]
     inserts = any(key in header.values for key in INSERT_IDS)
     return ModelFacts(
-        size=sum(part.stat().st_size for part in parts),
+        size=gguf.file_bytes(path),
         modified_at={"modified_at": utc(mtime_ns / 1e9)},
         digest=_known_digest(path) or _digest(path, size, mtime_ns),
         architecture=header.architecture,
