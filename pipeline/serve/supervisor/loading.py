@@ -35,7 +35,7 @@ from .state import (
     DesiredState,
     Folder,
 )
-from .usage import Gateways, ServerUse
+from .usage import Gateways, ServerUse, idle_limit
 
 TICK_SECONDS = 0.05  # between two readings of the gateways' reports
 SHORT_SECONDS = 5.0  # memory that others hold may be free again by then
@@ -115,12 +115,10 @@ class Scheduler:
 
     def _is_idle(self, runner: Runner, now: float) -> bool:
         """Whether it has had no request for too long."""
-        if runner.status.state != READY or runner.instance.pinned or self._is_busy(runner):
+        if runner.status.state != READY or self._is_busy(runner):
             return False
         use = self._uses[runner.instance.name]
-        limit = runner.instance.idle_timeout or None
-        if use.keep is not None and use.last >= runner.ready_since:
-            limit = use.keep if use.keep >= 0 else None
+        limit = idle_limit(runner.instance, use, was_used=use.last >= runner.ready_since)
         return limit is not None and now - self._last_use(runner) >= limit
 
     def _is_busy(self, runner: Runner) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.store import json_file
+from pipeline.serve.server import Server
 
 from . import marker
 from .state import Folder, Pid, Stamp, Time, stamp
@@ -34,6 +35,16 @@ class ServerUse(Struct, frozen=True, kw_only=True):
     keep: float | None = None  # seconds to stay loaded after the last request, as that request
     # asked for; below 0: for ever; None: its idle_timeout
     closed: Time | None = None  # the `ready_at` of a server that gets no more requests
+
+
+def idle_limit(server: Server, use: ServerUse, *, was_used: bool) -> float | None:
+    """The seconds without a request after which a server is unloaded; None: it stays. `was_used`:
+    it has had a request since it was loaded."""
+    if server.pinned:
+        return None
+    if was_used and use.keep is not None:
+        return use.keep if use.keep >= 0 else None
+    return server.idle_timeout or None
 
 
 class Usage(Struct, frozen=True, kw_only=True):

@@ -92,12 +92,10 @@ def running(
 
 
 def expires_at(target: Target, use: ServerUse) -> str:
-    """When the model is unloaded if nobody asks for it again, by the supervisor's own rule."""
+    """When the model is unloaded if nobody asks for it again."""
     ready_at, last = target.ready_at or 0.0, usage.since_1970(use.last) if use.last else 0.0
-    seconds = target.instance.idle_timeout or None
-    if use.keep is not None and last >= ready_at:
-        seconds = use.keep if use.keep >= 0 else None
-    if seconds is None or target.instance.pinned:
+    seconds = usage.idle_limit(target.instance, use, was_used=last >= ready_at)
+    if seconds is None:
         return NEVER
     is_used = use.in_flight or use.waiting
     return utc((time.time() if is_used else max(last, ready_at)) + seconds)
