@@ -90,9 +90,7 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def served_name(self) -> str | None:
         """The only model name that vLLM accepts; llama-server accepts any."""
-        if self.instance.engine != VLLM:
-            return None
-        return next(iter(self.instance.aliases), self.name)
+        return self.instance.model_name if self.instance.engine == VLLM else None
 
 
 Targets = tuple[Target, ...]
