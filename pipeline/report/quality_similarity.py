@@ -114,11 +114,8 @@ def _name(model: Path) -> str:
 
 def _post(server: Server, path: str, body: Mapping[str, object], kind: type[Answer]) -> Answer:
     """The answer of the server. Raises PipelineError."""
+    text = health.require_answer(server, path, body, timeout=TIMEOUT)
     try:
-        status, content = health.ask(server, path, body, timeout=TIMEOUT)
-        if status == 200:
-            return json.decode(content, type=kind)
-        why = f"answers {status}: {content[:200]}"
-    except (OSError, DecodeError) as error:
-        why = str(error)
-    raise PipelineError(f"{server.name}: {path}: {why}", f"its log is {server.log_file}")
+        return json.decode(text, type=kind)
+    except DecodeError as error:
+        raise PipelineError(f"{server.name}: {path}: {error}") from None

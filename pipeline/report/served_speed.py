@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.core.errors import PipelineError
 from pipeline.serve import health, supervise
 from pipeline.serve.server import Server
 
@@ -53,12 +51,7 @@ def seconds(server: Server, env: Mapping[str, str]) -> list[float]:
 def ask(server: Server, prompt: str) -> None:
     """One request of the kind that the server is for. Raises PipelineError."""
     path, body = request(server.kind, prompt)
-    try:
-        status, text = health.ask(server, path, body, timeout=SECONDS)
-    except OSError as error:
-        raise PipelineError(f"{server.url}{path}: {error}") from None
-    if status != 200:
-        raise PipelineError(f"{server.url}{path}: answers with {status}: {_error(text)}")
+    health.require_answer(server, path, body, timeout=SECONDS)
 
 
 def request(kind: str, prompt: str) -> tuple[str, dict[str, object]]:
@@ -69,13 +62,6 @@ def request(kind: str, prompt: str) -> tuple[str, dict[str, object]]:
         return "/v1/rerank", {"query": prompt[:80], "documents": [prompt]}
     options = {"n_predict": GENERATED, "ignore_eos": True, "temperature": 0, "cache_prompt": False}
     return "/completion", {"prompt": prompt, **options}
-
-
-def _error(text: str) -> str:
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:200]
 
 
 def ratios(names: Sequence[str], measure: Callable[[str], Sequence[float]]) -> dict[str, float]:

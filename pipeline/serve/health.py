@@ -115,6 +115,26 @@ def ask(
     return answer.status, b"".join(answer.blocks).decode("utf-8", "replace")
 
 
+def require_answer(server: Server, path: str, body: Mapping[str, object], *, timeout: float) -> str:
+    """The text of a server's answer to a POST. Raises PipelineError, also where it refuses."""
+    try:
+        status, text = ask(server, path, body, timeout=timeout)
+        if status == 200:
+            return text
+        why = f"answers {status}: {_error(text)}"
+    except OSError as error:
+        why = str(error)
+    raise PipelineError(f"{server.name}: {path}: {why}", f"its log is {server.log_file}")
+
+
+def _error(text: str) -> str:
+    """The message in an answer of llama-server's or vLLM's."""
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:200]
+
+
 def _connected(server: Server, timeout: float) -> socket.socket:
     connection = socket.create_connection((server.address, server.port), timeout)
     if not server.tls:
