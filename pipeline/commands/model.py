@@ -160,9 +160,9 @@ class Model:
         if reference.kind == "demo":
             return models.resolve.demo(reference.text, home)
         if reference.path is not None:
-            resolvers = models.adapter if self.base else models.resolve
-            if reference.kind == "folder" and not resolvers.folder_is_known(reference.path, home):
-                return None
+            if reference.kind == "folder":
+                known = models.adapter.known_folder if self.base else models.resolve.known_folder
+                return known(reference.path, home)
             return self.read_path(reference.path)
         if self.request.frozen:
             return models.lockfile.resolved(self.require_locked(), home)

@@ -90,10 +90,11 @@ def check_folder(path: Path) -> tuple[list[str], str, str]:
     return check(names, lambda name: contents.local(path / name), str(path))
 
 
-def folder_is_known(path: Path, home: Home) -> bool:
-    """Whether the sha256 of an adapter's files are known."""
+def known_folder(path: Path, home: Home) -> resolve.Resolved | None:
+    """As `folder`; None where a file has to be hashed."""
     files = [path / name for name in (CONFIG, WEIGHTS, BASE_CONFIG)]
-    return resolve.are_hashed((file for file in files if file.is_file()), home)
+    is_known = resolve.are_hashed((file for file in files if file.is_file()), home)
+    return folder(path, home) if is_known else None
 
 
 def folder(path: Path, home: Home) -> resolve.Resolved:

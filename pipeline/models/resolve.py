@@ -228,12 +228,6 @@ def check_folder(
     return inputs, model
 
 
-def folder_is_known(path: Path, home: Home) -> bool:
-    """Whether the sha256 of all files in a model's folder are known. Raises PipelineError."""
-    inputs, _ = check_folder(path, frozenset())
-    return are_hashed(inputs, home)
-
-
 def are_hashed(files: Iterable[Path], home: Home) -> bool:
     """Whether the sha256 of all these files are cached."""
     return all(stat_cache.recall(home.run / "sha256.json", file) is not None for file in files)
@@ -241,7 +235,18 @@ def are_hashed(files: Iterable[Path], home: Home) -> bool:
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
     """A folder of safetensors. A file is hashed again when it has changed. Raises PipelineError."""
-    inputs, model = check_folder(path, architectures)
+    return _checked_folder(path, home, *check_folder(path, architectures))
+
+
+def known_folder(path: Path, home: Home) -> Resolved | None:
+    """As `folder`; None where a file has to be hashed. Raises PipelineError."""
+    inputs, model = check_folder(path, frozenset())
+    return _checked_folder(path, home, inputs, model) if are_hashed(inputs, home) else None
+
+
+def _checked_folder(
+    path: Path, home: Home, inputs: list[Path], model: checkpoint.Checkpoint
+) -> Resolved:
     precision = safetensors.own_precision(model.dtypes)
     return of_folder(path, inputs, home, precision=precision, encoder=model.encoder)
 
