@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from msgspec import Struct
 
+from pipeline import commands as do
 from pipeline.commands import variables
 from pipeline.core.errors import PipelineError
 from pipeline.models import quants
@@ -70,6 +71,28 @@ class ModelStep(AnyStep["Model"], Struct, frozen=True):
 
     needs_model: bool = True
     also: str = "serve"
+
+
+def making(
+    name: Literal["fetch", "convert", "quantize"],
+    help: str,
+    *,
+    run: Callable[[Model], None],
+    after: Sequence[str] | Callable[[Model], Sequence[str]],
+    reads: tuple[str, ...],
+) -> ModelStep:
+    """A step that makes files of a model, each with its receipt."""
+    return ModelStep(
+        name,
+        help,
+        run=run,
+        done=lambda model: model.is_done(name),
+        due="known once the model is resolved",
+        after=after,
+        clean=lambda model: do.clean.clean(model, name),
+        forget=lambda model: do.clean.forget(model, name),
+        reads=reads,
+    )
 
 
 def step_models(session: Session) -> dict[str, Model]:

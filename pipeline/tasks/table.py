@@ -6,9 +6,6 @@ or anything of the pipeline, is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
-
 from pipeline import commands as do
 from pipeline.bins.compile import source, web_ui
 from pipeline.models import converter
@@ -16,9 +13,6 @@ from pipeline.models import converter
 from . import nodes, step
 from .checks import HIDDEN
 from .step import PREPARATION, PREPARED_FOR, ModelStep, Step
-
-if TYPE_CHECKING:
-    from pipeline.commands.model import Model
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
@@ -29,27 +23,6 @@ MAKING = (*MODEL, *GATE, "programs")
 OF_SERVERS = ("sandbox", "guard", "origins", "hosts")  # of all in a file
 SERVER = ("programs", "address", "server", "serving")
 SERVING = ("model", *GATE, *SERVER, "tuned", "config", "profile", "engine", *RUN, "format")
-
-
-def making(
-    name: Literal["fetch", "convert", "quantize"],
-    help: str,
-    *,
-    run: Callable[[Model], None],
-    after: Sequence[str] | Callable[[Model], Sequence[str]],
-) -> ModelStep:
-    """A step that makes files of a model, each with its receipt."""
-    return ModelStep(
-        name,
-        help,
-        run=run,
-        done=lambda model: model.is_done(name),
-        due="known once the model is resolved",
-        after=after,
-        clean=lambda model: do.clean.clean(model, name),
-        forget=lambda model: do.clean.forget(model, name),
-        reads=MAKING,
-    )
 
 
 STEPS: tuple[Step | ModelStep, ...] = (
@@ -142,7 +115,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         forget=lambda model: do.clean.forget_resolve(model),  # its answer is its receipt
         reads=MODEL,
     ),
-    making(
+    step.making(
         "fetch",
         "download the model's files",
         run=lambda model: do.make.fetch(model),
@@ -151,6 +124,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
             *("resolve", "_fits", *step.before_talk()),
             *(["_settle", "_flags"] if model.request.server else step.beside_build()),
         ],
+        reads=MAKING,
     ),
     Step(
         "converter",
@@ -166,17 +140,19 @@ STEPS: tuple[Step | ModelStep, ...] = (
         reads=OWN,
         also="serve",
     ),
-    making(
+    step.making(
         "convert",
         "convert safetensors to GGUF",
         run=lambda model: do.make.convert(model, is_named=step.is_named("convert")),
         after=PREPARATION[:-2],
+        reads=MAKING,
     ),
-    making(
+    step.making(
         "quantize",
         "quantize the GGUF to quant= (q4_k_m)",
         run=lambda model: do.make.quantize(model),
         after=PREPARATION[:-1],
+        reads=MAKING,
     ),
     Step(
         "prepare",
