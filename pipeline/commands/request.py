@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-
-from msgspec.structs import replace
+from pathlib import Path
 
 from pipeline.bins.binaries import program_file
 from pipeline.bins.build_options import AUTO, BACKENDS, OFF, REQUIRED, SYSTEM, BuildOptions
@@ -19,20 +17,17 @@ from pipeline.models import hub_access, quants
 from pipeline.models.quants import QuantRequest, require_makeable
 from pipeline.models.reference import (
     NO_PROJECTOR,
-    PROJECTOR,
-    SCHEME,
     WITHOUT_DRAFT,
     FileFilter,
     Reference,
-    existing,
     exists,
-    parse,
     split_scale,
 )
 from pipeline.serve.config import synonyms
 from pipeline.serve.keys import wrong_file
 from pipeline.serve.server import LLAMA_CPP
 
+from . import named_model
 from .servers_request import ServersRequest, servers_request
 from .variables import (
     MODEL_NAMES,
@@ -137,56 +132,28 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
     rest = {name: value for name, value in words.items() if not name.startswith(SERVER)}
     values = read(rest, TABLE, elsewhere)
     _check_server(server, rest)
-    model, own = fill(ModelVariables, values), fill(ServerVariables, values)
-    run = fill(RunVariables, values)
-    key_file = _key_file(own.api_key_file)
-
-    backend, device = str(values.get("backend", AUTO)), own.device
-    if device and device.lower() in BACKENDS and device.lower() != AUTO:
-        device = device.lower()
-        if backend not in (AUTO, device):
-            raise UsageError(f"device={device} and backend={backend} contradict each other")
-        backend, device = device, None
-    if run.refresh and hub_access.is_offline():
-        raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
-    for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
-        if values.get(name) and values.get(other):
-            raise UsageError(f"{name}= and {other}= contradict each other", "leave one out")
-    try:
-        reference = _reference(model)
-    except UsageError:
-        if not (by_name and model.model):
-            raise
-        reference = None
-    if reference and reference.kind == "hub":
-        hub_access.check_environment()
-    model = _with_address(reference, model)
-    quant = _quant(reference, model.quant)
-    if quant == quants.ALL and run.frozen:
-        raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
-    wanted = QuantRequest(
-        quant=quants.canonical(quant),
-        keep_f16=model.keep_f16,
-        imatrix=_file("imatrix", model.imatrix),
-    )
-    if reference and reference.is_safetensors:
-        require_makeable(wanted)
-    mmproj, named = _mmproj(reference, model.mmproj)
+    model, run = fill(ModelVariables, values), fill(RunVariables, values)
+    key_file = _key_file(fill(ServerVariables, values).api_key_file)
+    backend, device = _backend_and_device(values)
+    _check_contradictions(values, run)
+    named = next(filter(None, (getattr(model, name) for name in MODEL_NAMES)), "")
+    reference, model = named_model.read(model, by_name=by_name)
+    wanted = _wanted(reference, model, run)
+    mmproj, projector = named_model.projector(reference, model.mmproj)
     draft, spec_type = _draft(reference, model.draft, rest)
-    adapters = _adapters(reference, model.lora, rest)
     return fill(
         Request,
         values,
         reference=reference,
-        named=next(filter(None, (getattr(model, name) for name in MODEL_NAMES)), ""),
+        named=named,
         typed={name: words[name] for name in variables(ModelVariables) if name in words},
         file_filter=FileFilter(
-            quant=quant, filename=model.filename, pattern=model.pattern, mmproj=named
+            quant=model.quant, filename=model.filename, pattern=model.pattern, mmproj=projector
         ),
         mmproj=mmproj,
         draft=draft,
         spec_type=spec_type,
-        adapters=adapters,
+        adapters=_adapters(reference, model.lora, rest),
         wanted=wanted,
         sample_text=_file("text", str(values.get("text", ""))),
         device=device,
@@ -200,6 +167,39 @@ def request(words: Mapping[str, str], *, by_name: bool = False) -> Request:
         servers=servers_request(values, os.environ),
         ray=fill(RayVariables, values),
     )
+
+
+def _backend_and_device(values: Mapping[str, object]) -> tuple[str, str | None]:
+    """`backend=` and llama-server's `device=`, which may name a backend, too."""
+    backend, device = str(values.get("backend", AUTO)), fill(ServerVariables, values).device
+    word = device.lower() if device else AUTO
+    if word == AUTO or word not in BACKENDS:
+        return backend, device
+    if backend not in (AUTO, word):
+        raise UsageError(f"device={word} and backend={backend} contradict each other")
+    return word, None
+
+
+def _check_contradictions(values: Mapping[str, object], run: RunVariables) -> None:
+    if run.refresh and hub_access.is_offline():
+        raise UsageError("refresh=1 and HF_HUB_OFFLINE contradict each other")
+    for name, other in (("refresh", "offline"), ("refresh", "frozen"), ("filename", "pattern")):
+        if values.get(name) and values.get(other):
+            raise UsageError(f"{name}= and {other}= contradict each other", "leave one out")
+
+
+def _wanted(reference: Reference | None, model: ModelVariables, run: RunVariables) -> QuantRequest:
+    """What is made of the model. Raises UsageError where that cannot be made."""
+    if model.quant == quants.ALL and run.frozen:
+        raise UsageError("quant=all and frozen=1 contradict each other", "leave one out")
+    wanted = QuantRequest(
+        quant=quants.canonical(model.quant),
+        keep_f16=model.keep_f16,
+        imatrix=_file("imatrix", model.imatrix),
+    )
+    if reference and reference.is_safetensors:
+        require_makeable(wanted)
+    return wanted
 
 
 def elsewhere(name: str) -> str:
@@ -273,72 +273,6 @@ def _build_options(values: Mapping[str, object], backend: str) -> BuildOptions:
     return options.replace(backend=backend, toolkit=toolkit, attestation=attestation)
 
 
-def _reference(model: ModelVariables) -> Reference | None:
-    named = [name for name in MODEL_NAMES if getattr(model, name)]
-    if not named:
-        return None
-    if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} all name a model", "give one of them")
-    variable, value = named[0], str(getattr(model, named[0]))
-    if variable in ("gguf_path", "safetensors_dir"):
-        reference = _own(variable, value)
-    else:
-        is_bare = variable == "hf_model" and not value.startswith("hf:")
-        reference = parse(f"hf:{value}" if is_bare else value)
-    if model.revision:
-        if reference.kind != "hub":
-            raise UsageError("revision: is for Hugging Face repositories only")
-        if reference.revision and reference.revision != model.revision:
-            raise UsageError(
-                f"revision={model.revision} and @{reference.revision} contradict each other"
-            )
-        reference = replace(reference, revision=model.revision)
-    for name in ("filename", "pattern"):
-        if getattr(model, name) and reference.kind != "hub":
-            raise UsageError(f"{name}: is for Hugging Face repositories only")
-    return reference
-
-
-def _own(variable: str, value: str) -> Reference:
-    """The file or folder that `variable` names. Raises UsageError."""
-    if SCHEME.match(value):
-        raise UsageError(f"{variable}={value}: is an address", f"write model={value}")
-    path = absolute(value)
-    if not path.exists():
-        raise UsageError(f"{variable}={value}: {path} does not exist")
-    reference = existing(value, path)
-    if (reference.kind == "folder") != (variable == "safetensors_dir"):
-        raise UsageError(f"{variable}={value}: {path} is a {reference.kind}")
-    return reference
-
-
-def _with_address(reference: Reference | None, model: ModelVariables) -> ModelVariables:
-    """The variables of a model, with the file that an address names."""
-    if reference is None or not (reference.filename or reference.pattern):
-        return model
-    for name in ("filename", "pattern"):
-        if getattr(model, name):
-            raise UsageError(f"{name}= and the address contradict each other", "leave one out")
-    if PROJECTOR.search(reference.filename):
-        raise UsageError(
-            f"model={reference.text}: is a projector, by its name, not a model",
-            f"pass model={reference.repo} mmproj={PurePosixPath(reference.filename).name}",
-        )
-    return model.replace(filename=reference.filename, pattern=reference.pattern)
-
-
-def _mmproj(reference: Reference | None, value: str) -> tuple[Path | None, str]:
-    """`mmproj=` as a file of the user's own, or as what it means inside a repository."""
-    if value.lower() in ("", NO_PROJECTOR):
-        return None, value.lower()
-    path = absolute(value)
-    if path.is_file():
-        return path, NO_PROJECTOR
-    if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
-        raise UsageError(f"mmproj={value}: {path} is no file", "a path of a .gguf, or none")
-    return None, value
-
-
 def _draft(
     reference: Reference | None, value: str, words: Mapping[str, str]
 ) -> tuple[Request | None, str]:
@@ -388,16 +322,3 @@ def _beside(name: str, value: str, words: Mapping[str, str]) -> Request:
         return request({**kept, "model": value, "mmproj": NO_PROJECTOR})
     except UsageError as error:
         raise UsageError(f"{name}={error.message.removeprefix('model=')}", error.hint) from None
-
-
-def _quant(reference: Reference | None, value: str) -> str:
-    """The requested quant: of `quant=`, or of the reference."""
-    if reference is None or not reference.quant:
-        return value
-    try:
-        named = quants.parse(reference.quant)
-    except ValueError:
-        named = reference.quant.upper()  # a repository's own name, such as UD-Q4_K_XL
-    if value and quants.canonical(value) != quants.canonical(named):
-        raise UsageError(f"quant={value.lower()} and :{reference.quant} contradict each other")
-    return named

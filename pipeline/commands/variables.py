@@ -12,7 +12,6 @@ from pipeline.core.variables import Group, choice, flag, integer, path, text, va
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.deploy.ray.options import RayVariables
 from pipeline.serve.address import host, host_pattern, origin
-from pipeline.serve.server import AUTO as SANDBOX_AUTO
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
 
 from .parsers import duration, gpu_layers, listed, names, number, quant, tokens, uri
@@ -217,7 +216,7 @@ class ServingVariables(Group):
     sandbox: str = variable(
         choice(*SANDBOX_MODES),
         "llama-server in the [sandbox](security.md#the-server): `auto`, `strict`, `off`",
-        SANDBOX_AUTO,
+        SANDBOX_MODES[0],
         shown="`auto`",
     )
     guard: bool | None = variable(
