@@ -84,7 +84,7 @@ def check_request(model: Model) -> None:
     is_converted = reference is not None and reference.is_safetensors
     if external and is_converted and quant not in quants.DIRECT:
         external.program("llama-quantize")
-    of_text = wanted.imatrix and models.quantize.is_text(wanted.imatrix)
+    of_text = wanted.imatrix and models.imatrix.is_text(wanted.imatrix)
     if external and (of_text or (quants.is_mix(quant) and not wanted.imatrix)):
         external.program("llama-imatrix")
     if reference and reference.note:
@@ -108,7 +108,7 @@ def check_request(model: Model) -> None:
     if request.quants:
         quality.check_quants(model)
     if wanted.imatrix:
-        models.quantize.require_imatrix(wanted.imatrix)
+        models.imatrix.require_usable(wanted.imatrix)
 
 
 def require_known(models: Collection[Model]) -> None:

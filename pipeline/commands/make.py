@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 
@@ -17,20 +17,25 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.receipts import Recipe, Status
+from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
-from pipeline.models import converter, gguf, mix_file, one_pass
+from pipeline.models import converter, gguf, imatrix, mix_file, one_pass
 from pipeline.models import fetch as fetching
 from pipeline.models import quantize as quantizations
 from pipeline.models.adapter import file_misfit
 from pipeline.models.chain import Chain
+from pipeline.models.convert import Conversion
+from pipeline.models.quantize import Quantization
 
 from . import beside, estimate, header_checks, quality_gate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
 from .session import Session
+
+# Looks at what was made, before it is published. Raises PipelineError.
+Check = Callable[[Path], None]
 
 
 def fetch_ahead(session: Session) -> None:
@@ -137,20 +142,18 @@ def convert(model: Model, *, is_named: bool = False) -> None:
         # Whoever held the lock before may have made the file, used it and removed it.
         with only_one(made.target), ExitStack() as lock:
             needs, why = model.needs(), model.two_steps()
-            if needs is None or needs.convert:
+            is_due = needs is None or needs.convert
+            if is_due:
                 header_checks.require(model)
             if why:
                 log.info(f"{made.title} is converted first and then quantized: {why}")
-            if (needs is None or needs.convert) and (why != "" or is_named):
-                check = fits(model, model.base) if model.base else estimate.loads(model)
+            if is_due and (why != "" or is_named):
+                limit = None
                 if chain.quantization is None and model.request.has_limit:
-                    require = _within_limit(model, lock.enter_context(unquantized(model, chain)))
-                    published = receipts.known_sha256(made.target)
-                    conversions.make(made, model.home, force=force, check=_both(check, require))
-                    if receipts.known_sha256(made.target) == published and not force:
-                        require(made.target)  # it was published without this limit
-                else:
-                    conversions.make(made, model.home, force=force, check=check)
+                    limit = _within_limit(model, lock.enter_context(unquantized(model, chain)))
+                check = fits(model, model.base) if model.base else estimate.loads(model)
+                with _limited(made.target, limit, force=force):
+                    conversions.make(made, model.home, force=force, check=_both(check, limit))
     if chain.projector:
         conversions.make(chain.projector, model.home, force=force)
 
@@ -163,7 +166,7 @@ def convert_or_quantize(model: Model) -> None:
         quantize(model)
 
 
-def _both(*checks: Callable[[Path], None] | None) -> Callable[[Path], None]:
+def _both(*checks: Check | None) -> Check:
     def check(made: Path) -> None:
         for each in filter(None, checks):
             each(made)
@@ -171,12 +174,21 @@ def _both(*checks: Callable[[Path], None] | None) -> Callable[[Path], None]:
     return check
 
 
-def _within_limit(model: Model, base: Path) -> Callable[[Path], None]:
-    """A function that raises PipelineError where a quant is not to be published; `base` is the
-    unquantized GGUF."""
+def _within_limit(model: Model, base: Path) -> Check | None:
+    """The check that a quant is good enough to be published; `base` is the unquantized GGUF."""
     from . import quality_check  # loads what starts a server
 
-    return quality_check.check(model, model.require_chain(), base) or (lambda made: None)
+    return quality_check.check(model, model.require_chain(), base)
+
+
+@contextmanager
+def _limited(target: Path, limit: Check | None, *, force: bool) -> Iterator[None]:
+    """Hold `target` to the limit, too, where the block leaves it as it was: it may have been
+    published without that limit."""
+    before = receipts.known_sha256(target)
+    yield
+    if limit and not force and receipts.known_sha256(target) == before:
+        limit(target)
 
 
 @contextmanager
@@ -196,9 +208,8 @@ def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
             artifacts.discard(of.path)
 
 
-def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
-    """A function that raises PipelineError where a made adapter does not fit its model; None where
-    that is not here."""
+def fits(adapter: Model, model: Model) -> Check | None:
+    """The check that a made adapter fits its model; None where that is not here."""
     chain = model.chain()
     if chain is None or not estimate.is_made(model, chain):
         return None
@@ -211,65 +222,75 @@ def fits(adapter: Model, model: Model) -> Callable[[Path], None] | None:
     return check
 
 
-def _chosen_mix(model: Model, chain: Chain, tool: Recipe) -> Path | None:
+def quantize(model: Model) -> None:
+    """Make the quant, and before that its input, where that is not there any more."""
+    chain, home, force = model.require_chain(), model.home, model.request.force
+    made, between = chain.quantization, chain.conversion
+    if made is None:
+        return
+    reads_text = made.imatrix is not None and imatrix.is_text(made.imatrix)
+    imatrix_program = model.binaries.program("llama-imatrix") if reads_text else None
+    limited = model.request.has_limit and (
+        force or not quality_gate.is_passed(model.request, model.programs, chain)
+    )
+    # Another run that makes another quant of the model removes the input when it is done with it:
+    # hold it while it is read.
+    with only_one(between.target) if between else nullcontext():
+        if between and not between.target.exists():
+            is_due = force or limited or not _is_current(model, chain)
+            if is_due and _quantize_in_one_pass(model, made, between):
+                return
+            if is_due:
+                conversions.make(between, home, check=estimate.loads(model))
+        limit = _within_limit(model, made.input) if limited else None
+        with _limited(made.target, limit, force=force):
+            quantizations.make(
+                made,
+                home,
+                model.binaries.program("llama-quantize"),
+                model.binaries.recipe("llama-quantize"),
+                imatrix_program=imatrix_program,
+                matrix_made=_chosen_mix(model, chain) if made.budget else None,
+                force=force,
+                check=limit,
+            )
+        if between and chains.leftover(chain):
+            artifacts.discard(between.target)
+
+
+def _is_current(model: Model, chain: Chain) -> bool:
+    tool = model.binaries.recipe("llama-quantize")
+    return chains.final_status(chain, model.home, tool) is Status.CURRENT
+
+
+def _quantize_in_one_pass(model: Model, made: Quantization, between: Conversion) -> bool:
+    """Quantize what the converter converts, without a file in between. Returns whether that was
+    possible."""
+    library, has_limit = model.binaries.quantizer, model.request.has_limit
+    if library is None or one_pass.obstacle(made, has_library=True, has_limit=has_limit):
+        return False
+    return one_pass.make(
+        made,
+        between,
+        model.home,
+        model.binaries.program("llama-quantize"),
+        library,
+        model.binaries.recipe("llama-quantize"),
+        force=model.request.force,
+        check=estimate.loads(model),
+    )
+
+
+def _chosen_mix(model: Model, chain: Chain) -> Path | None:
     """Have the types of a mix chosen, unless the mix is made; the matrix to make it with."""
     made, force = chain.quantization, model.request.force
-    if not made or (not force and chains.final_status(chain, model.home, tool) is Status.CURRENT):
+    if not made or (not force and _is_current(model, chain)):
         return None
     programs = mix_file.MixPrograms(
         quantize=model.binaries.program("llama-quantize"),
         imatrix=model.binaries.find("llama-imatrix"),
         perplexity=model.binaries.find("llama-perplexity"),
-        tool=tool,
+        tool=model.binaries.recipe("llama-quantize"),
     )
     tree = model.programs.llama_cpp.folder
     return mix_file.prepare(made, model.home, programs, tree, force=force)
-
-
-def quantize(model: Model) -> None:
-    chain, home, force = model.require_chain(), model.home, model.request.force
-    made, between = chain.quantization, chain.conversion
-    if made is None:
-        return
-    program = model.binaries.program("llama-quantize")
-    tool = model.binaries.recipe("llama-quantize")
-    text = made.imatrix is not None and quantizations.is_text(made.imatrix)
-    imatrix = model.binaries.program("llama-imatrix") if text else None
-    limited = model.request.has_limit and (
-        force or not quality_gate.is_passed(model.request, model.programs, chain)
-    )
-    with ExitStack() as lock:
-        if between:
-            # Another run that makes another quant of the model removes the input when it is done
-            # with it: hold it while it is read, and make it once more where it was just removed.
-            lock.enter_context(only_one(between.target))
-            done = not limited and chains.final_status(chain, home, tool) is Status.CURRENT
-            if (force or not done) and not between.target.exists():
-                check, library = estimate.loads(model), model.binaries.quantizer
-                why = one_pass.obstacle(
-                    made, has_library=library is not None, has_limit=model.request.has_limit
-                )
-                if library and not why:
-                    done = one_pass.make(
-                        made, between, home, program, library, tool, force=force, check=check
-                    )
-                    if done:
-                        return
-                conversions.make(between, home, check=check)
-        matrix = _chosen_mix(model, chain, tool) if made.budget else None
-        check = _within_limit(model, made.input) if limited else None
-        published = receipts.known_sha256(made.target)
-        quantizations.make(
-            made,
-            home,
-            program,
-            tool,
-            imatrix_program=imatrix,
-            matrix_made=matrix,
-            force=force,
-            check=check,
-        )
-        if check and receipts.known_sha256(made.target) == published and not force:
-            check(made.target)  # it was published without this limit
-        if between and chains.leftover(chain):
-            artifacts.discard(between.target)

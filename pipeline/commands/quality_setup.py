@@ -14,7 +14,7 @@ from pipeline.core.store import stat_cache
 from pipeline.core.text import decoded
 from pipeline.models import divergence, texts
 from pipeline.models.gguf import Header
-from pipeline.models.quantize import is_text
+from pipeline.models.imatrix import is_text
 from pipeline.report import quality
 from pipeline.report.quality import Setup
 from pipeline.report.quality_similarity import Serving

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import converter as converter
     from . import gguf as gguf
     from . import hub_access as hub_access
+    from . import imatrix as imatrix
     from . import lockfile as lockfile
     from . import one_pass as one_pass
     from . import projector as projector

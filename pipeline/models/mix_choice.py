@@ -25,14 +25,14 @@ from msgspec.structs import replace
 from pipeline.core import log
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import require_writable
-from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.store import json_file
 from pipeline.core.store.publish import require_space
 
-from . import divergence, gguf, knapsack, mix, tensor_errors, tools
+from . import divergence, gguf, knapsack, mix, tensor_errors
 from .divergence import ChunkGroup, Perplexity
 from .mix import TENSOR, MixTensor, Weights, dry_run, look
+from .quantize import run_program
 from .quants import TENSOR_TYPES, Budget
 
 WORSE = ("q3_k", "q4_0")  # what a tensor is made to find out what its errors cost
@@ -47,7 +47,6 @@ CHUNKS = 8  # whose answers are compared; fewer where the vocabulary is large
 SECONDS = 900  # for what errors cost: the layers are divided as finely as this allows
 DIVISIONS = (1 << 30, 8, 4, 2, 1)  # from each layer by itself to all in one
 LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
-COPIES = 4  # of the weights in memory, of llama-quantize
 
 
 def shown(choice: ChosenTypes) -> str:
@@ -267,26 +266,13 @@ def quantize(work: MixWork, types: Mapping[str, str], made: Path, rest: str = "f
     listed = work.folder / "types.txt"
     listed.write_text(tensor_errors.type_list(types) + f"weight={rest}\n", "ascii")
     options = ["--tensor-type-file", str(listed), "--imatrix", str(work.matrix)]
-    inputs = gguf.shards(work.model)
-    bytes_ = sum(path.stat().st_size for path in inputs)
-    require_space(work.folder, bytes_)
-    status = run(
+    require_space(work.folder, gguf.file_bytes(work.model))
+    run_program(
         [str(work.llama_quantize), *options, str(work.model), str(made), "Q8_0"],
+        work.name,
+        model=work.model,
+        made=made,
+        read=[listed, work.matrix],
         log=work.log,
         append=True,
-        env=tools.env(),
-        timeout=tools.seconds("quantize", bytes_),
-        sandbox=tools.sandbox(
-            work.llama_quantize,
-            read=[*inputs, listed, work.matrix],
-            write=[made],
-            weights=bytes_,
-            copies=COPIES,
-        ),
     )
-    if status:
-        require_writable(work.folder)
-        raise PipelineError(
-            f"quantizing {work.name} failed (status {status}):\n{last_lines(work.log, 5)}",
-            f"the whole log is {work.log}",
-        )

@@ -18,9 +18,9 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, json_file, stat_cache
 from pipeline.core.store.publish import remove
 
-from . import gguf, texts
+from . import gguf, imatrix, texts
 from .mix_choice import ChosenTypes, MixWork, choose, shown
-from .quantize import Quantization, is_text, make_imatrix, require_possible, types_in
+from .quantize import Quantization, require_possible, types_in
 
 MATRIX_OPTIONS = ["--process-output", "--chunks", "128"]  # of 512 tokens
 # An encoder reads a chunk at once, and has no words to predict; llama-imatrix refuses one that ends
@@ -51,15 +51,13 @@ def prepare(
 
     Raises PipelineError.
     """
-    budget, digest = quantization.budget, quantization.input_identity(home, hashing=True)
-    if budget is None or digest is None:
-        raise PipelineError(
-            f"{quantization.input}: has no matching receipt", "run the same command again"
-        )
+    digest, budget = quantization.require_input(home), quantization.budget
+    if budget is None:
+        raise ValueError(f"{quantization.quant} is no mix")
     given, types = quantization.imatrix, quantization.types
     if types is None:  # before a matrix is computed
         require_possible(quantization, quantization.input, programs.quantize)
-    elif given and not is_text(given):
+    elif given and not imatrix.is_text(given):
         record(quantization, home, programs.tool, digest, force=force)
         return given
     matrix, text = _matrix_and_text(quantization, home, programs, tree, digest)
@@ -158,7 +156,7 @@ def _matrix_and_text(
     """The importance matrix, and the text to measure on: the user's, else what llama.cpp's source
     brings. There is no text for an encoder, which has no words to measure by."""
     given, encodes = quantization.imatrix, gguf.read(quantization.input).is_encoder
-    if given and not is_text(given):
+    if given and not imatrix.is_text(given):
         return given, None if encodes else _text_if_here(tree, home)
     try:
         text = given or texts.save(tree, "calibration", home)
@@ -192,20 +190,13 @@ def _matrix(
             "llama-imatrix is not here, to compute an importance matrix with",
             "pass imatrix=PATH, a matrix that was computed elsewhere",
         )
-    identity = stat_cache.identity(home.run / "sha256.json", text)
-    target = quantization.target.with_name(f"imatrix-{identity[:12]}-output.gguf")
-    make_imatrix(
-        target,
+    return imatrix.make(
+        quantization.target.parent,
         model=quantization.input,
+        digest=digest,
         text=text,
-        inputs={
-            "input": digest,
-            "text": f"sha256:{identity}",
-            "tool": dict(programs.tool),
-            "options": list(options),
-        },
         program=programs.imatrix,
+        tool=programs.tool,
         home=home,
         options=options,
     )
-    return target

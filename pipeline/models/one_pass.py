@@ -26,6 +26,7 @@ from . import (
     convert,
     converter,
     gguf,
+    imatrix,
     kinds,
     mix,
     mix_file,
@@ -68,7 +69,7 @@ def obstacle(quantization: Quantization, *, has_library: bool, has_limit: bool =
     if matrix:
         with matrix.open("rb") as file:
             is_gguf = file.read(len(MAGIC)) == MAGIC
-        if quantize.is_text(matrix):
+        if imatrix.is_text(matrix):
             return "imatrix= is a text, and the unquantized GGUF has to read it"
         if not is_gguf:
             return "imatrix= has the older format"

@@ -1,5 +1,4 @@
-"""GGUF to a smaller GGUF with llama-quantize: how big it becomes, by dry runs on its header, and
-the importance matrix, which says which weights matter in use."""
+"""GGUF to a smaller GGUF with llama-quantize, and how big it becomes, by dry runs on its header."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home, require_writable
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
@@ -23,9 +22,9 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, json_file, receipts, stat_cache
 from pipeline.core.store.receipts import Recipe
 
-from . import contents, gguf, mix, quants, tensor_errors, texts, tools
+from . import gguf, imatrix, mix, quants, tensor_errors, texts, tools
 from .convert import Conversion
-from .gguf_format import MAGIC, padded
+from .gguf_format import padded
 from .mix import TENSOR, dry_run
 from .quants import NEED_IMATRIX, TENSOR_TYPES, Budget, row_bytes
 from .resolve import Resolved
@@ -37,8 +36,6 @@ ADDED = 45  # bytes, where it has to be added
 MATRIX = struct.pack("<ii1siif", 1, 1, b"x", 1, 1, 1.0)
 MIX_METHOD = 1  # of choosing a mix; another number makes every mix anew
 COPIES = 4  # of the weights, at most: the largest tensor as read, as 32-bit numbers, and quantized
-IMATRIX_COPIES = 2  # the same, of llama-imatrix: repacked for the processor, and buffers
-IMATRIX_SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
 
 
 class Quantization(Struct, frozen=True, kw_only=True):
@@ -89,6 +86,14 @@ class Quantization(Struct, frozen=True, kw_only=True):
             is_current = entry and entry.recipe == self.conversion.recipe
             digests = [entry.sha256 if entry and is_current else None]
         return None if None in digests else "sha256:" + "+".join(map(str, digests))
+
+    def require_input(self, home: Home) -> str:
+        """The digest of the input. Raises PipelineError where it is not known."""
+        if (digest := self.input_identity(home, hashing=True)) is None:
+            raise PipelineError(
+                f"{self.input}: has no matching receipt", "run the same command again"
+            )
+        return digest
 
     def recipe(self, home: Home, tool: Mapping[str, Any], input: str) -> Recipe:
         """What the result depends on; `input` is the input's digest."""
@@ -183,7 +188,7 @@ def require_possible(quantization: Quantization, source: Path, program: Path) ->
 def weighed(matrix: Path | None, source: Path) -> Callable[[str], bool]:
     """Whether the importance matrix for the GGUF `source` knows a tensor: the user's, or the one
     that is computed."""
-    if matrix and not is_text(matrix):
+    if matrix and not imatrix.is_text(matrix):
         return tensor_errors.weights(matrix).__contains__
     return mix.weighed(gguf.read(source))
 
@@ -215,71 +220,38 @@ def make(
     """Make the quantized GGUF unless it is current. `imatrix_program` computes the matrix where a
     text is given instead; a mix takes `matrix_made`, and has been chosen. `check` looks at the
     result before it is published. Raises PipelineError."""
-    digest = quantization.input_identity(home, hashing=True)
-    if digest is None:
-        raise PipelineError(
-            f"{quantization.input}: has no matching receipt", "run the same command again"
-        )
-    recipe = quantization.recipe(home, tool, digest)
+    digest, source = quantization.require_input(home), quantization.input
     types = quantization.chosen(home, tool, digest) if quantization.budget else None
-    need = 0
-    if quantization.input.exists():
-        sizes = quant_sizes(
-            program,
-            quantization.input,
-            [quantization.quant],
-            imatrix=bool(quantization.imatrix),
-            own_matrix=quantization.imatrix,
-        )
-        need = sizes.get(quantization.quant, 0)
-    name = f"{quantization.resolved.name} to {quantization.quant}"
 
     def maker(made: Path) -> None:
-        quant = quantization.quant.lower()
-        log = home.logs / f"quantize-{quantization.resolved.slug}-{quant}.log"
-
         matrix = matrix_made or quantization.imatrix
         if matrix and imatrix_program and not matrix_made:
-            text, digest = matrix, recipe["imatrix"]
-            matrix = quantization.target.with_name(f"imatrix-{digest.partition(':')[2][:12]}.gguf")
-            make_imatrix(
-                matrix,
-                model=quantization.input,
-                text=text,
-                inputs={"input": recipe["input"], "text": digest, "tool": dict(tool)},
+            matrix = imatrix.make(
+                quantization.target.parent,
+                model=source,
+                digest=digest,
+                text=matrix,
                 program=imatrix_program,
+                tool=tool,
                 home=home,
             )
-
+        name = f"{quantization.resolved.name} to {quantization.quant}"
+        file = f"quantize-{quantization.resolved.slug}-{quantization.quant.lower()}.log"
         with bar(f"quantizing {name}") as update, listed(types) as type_file:
 
             def watch(line: str) -> None:
-                counter = re.match(r"\[\s*(\d+)/\s*(\d+)\]", line)
-                if counter:
+                if counter := re.match(r"\[\s*(\d+)/\s*(\d+)\]", line):
                     update(int(counter[1]), int(counter[2]))
 
-            inputs = gguf.shards(quantization.input)
-            weights = sum(path.stat().st_size for path in inputs)
-            status = run(
+            run_program(
                 argv(quantization, program, made, matrix, type_file, mix.file_type(types or {})),
-                log=log,
-                env=tools.env(),
+                name,
+                model=source,
+                made=made,
+                read=[file for file in (matrix, type_file) if file],
+                log=home.logs / file,
                 cwd=matrix and matrix.parent,
                 on_line=watch,
-                timeout=tools.seconds("quantize", weights),
-                sandbox=tools.sandbox(
-                    program,
-                    read=[*inputs, *filter(None, (matrix, type_file))],
-                    write=[made],
-                    weights=weights,
-                    copies=COPIES,
-                ),
-            )
-        if status:
-            require_writable(made.parent)  # the program does not print that the disk is full
-            raise PipelineError(
-                f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
-                f"the whole log is {log}",
             )
         gguf.read(made)  # the program does not notice a full disk, this does
         if check:
@@ -287,13 +259,61 @@ def make(
 
     artifacts.make(
         quantization.target,
-        recipe,
+        quantization.recipe(home, tool, digest),
         maker,
-        need=need,
+        need=_need(quantization, program) if source.exists() else 0,
         source=quantization.resolved.source,
         force=force,
         sandbox=strength().name,
     )
+
+
+def _need(quantization: Quantization, program: Path) -> int:
+    """The bytes of the result; 0 where llama-quantize refuses to make it."""
+    quant, matrix = quantization.quant, quantization.imatrix
+    sizes = quant_sizes(
+        program, quantization.input, [quant], imatrix=matrix is not None, own_matrix=matrix
+    )
+    return sizes.get(quant, 0)
+
+
+def run_program(
+    argv: Sequence[str],
+    name: str,
+    *,
+    model: Path,
+    made: Path,
+    read: Sequence[Path],
+    log: Path,
+    append: bool = False,
+    cwd: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+) -> None:
+    """Run llama-quantize, which makes `made` of the GGUF `model` and reads `read` beside it; `name`
+    says for messages what it makes. Raises PipelineError."""
+    weights = gguf.file_bytes(model)
+    status = run(
+        argv,
+        log=log,
+        append=append,
+        env=tools.env(),
+        cwd=cwd,
+        on_line=on_line,
+        timeout=tools.seconds("quantize", weights),
+        sandbox=tools.sandbox(
+            Path(argv[0]),
+            read=[*gguf.shards(model), *read],
+            write=[made],
+            weights=weights,
+            copies=COPIES,
+        ),
+    )
+    if status:
+        require_writable(made.parent)  # the program does not print that the disk is full
+        raise PipelineError(
+            f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
+            f"the whole log is {log}",
+        )
 
 
 @contextmanager
@@ -306,88 +326,3 @@ def listed(types: Mapping[str, str] | None) -> Iterator[Path | None]:
         file = Path(folder) / "types.txt"
         file.write_text(tensor_errors.type_list(types), "ascii")
         yield file
-
-
-# Importance matrices
-
-
-def is_text(path: Path) -> bool:
-    """Whether a file starts as texts do: valid UTF-8 without a zero byte. A matrix does not."""
-    with path.open("rb") as file:
-        start = file.read(4096)
-    try:
-        start[:-4].decode()  # the last letter may be cut in two
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in start
-
-
-def require_imatrix(path: Path) -> None:
-    """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
-    contents.require_real(path)
-    with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    if not start:
-        raise UsageError(f"imatrix={path}: is empty")
-    if start == MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
-        raise UsageError(
-            f"imatrix={path}: is a GGUF, and no importance matrix",
-            "pass one that llama-imatrix wrote, or a text to compute it from",
-        )
-
-
-def make_imatrix(
-    target: Path,
-    *,
-    model: Path,
-    text: Path,
-    inputs: Mapping[str, Any],
-    program: Path,
-    home: Home,
-    options: Sequence[str] = (),
-) -> None:
-    """Make the matrix of `model` for `text`; the recipe names both by `inputs`. `options` are more
-    of llama-imatrix's. Raises PipelineError."""
-
-    def maker(made: Path) -> None:
-        log = home.logs / f"{target.parent.name}-{target.stem}.log"
-        total = 0
-
-        with bar(f"computing the importance matrix of {text.name}") as update:
-
-            def watch(line: str) -> None:
-                nonlocal total
-                if chunks := re.search(r"computing over (\d+) chunks", line):
-                    total = int(chunks[1])
-                if done := re.findall(r"\[(\d+)\][\d.]+,", line):
-                    update(int(done[-1]), total)
-
-            status = run(
-                [
-                    # a name alone, for it becomes a part of the matrix, and of what it is used for
-                    *(str(program), "--model", str(model), "--file", f"./{text.name}"),
-                    *("--output", str(made), "--output-format", "gguf"),
-                    *options,
-                ],
-                log=log,
-                env=tools.env(),
-                cwd=text.parent,
-                on_line=watch,
-                patience=IMATRIX_SILENCE,
-                sandbox=tools.sandbox(
-                    program,
-                    read=[*gguf.shards(model), text],
-                    write=[made],
-                    weights=sum(path.stat().st_size for path in gguf.shards(model)),
-                    copies=IMATRIX_COPIES,
-                ),
-            )
-        if status or not made.stat().st_size:
-            raise PipelineError(
-                f"the importance matrix could not be computed from {text} (status {status}):\n"
-                f"{last_lines(log, 5)}",
-                f"the text must have some thousand words at least; the whole log is {log}",
-            )
-        gguf.read(made)
-
-    artifacts.make(target, {"step": "imatrix", **inputs}, maker, sandbox=strength().name)

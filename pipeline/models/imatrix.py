@@ -1,0 +1,113 @@
+"""The importance matrix, which says which weights matter in use: the user's own, or computed with
+llama-imatrix for a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import PipelineError, UsageError
+from pipeline.core.paths import Home
+from pipeline.core.process import last_lines, run
+from pipeline.core.progress import bar
+from pipeline.core.sandbox import strength
+from pipeline.core.store import artifacts, stat_cache
+
+from . import contents, gguf, tools
+from .gguf_format import MAGIC
+
+COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
+SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file starts as texts do: valid UTF-8 without a zero byte. A matrix does not."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        start[:-4].decode()  # the last letter may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
+def require_usable(path: Path) -> None:
+    """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
+    contents.require_real(path)
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if not start:
+        raise UsageError(f"imatrix={path}: is empty")
+    if start == MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
+        raise UsageError(
+            f"imatrix={path}: is a GGUF, and no importance matrix",
+            "pass one that llama-imatrix wrote, or a text to compute it from",
+        )
+
+
+def make(
+    folder: Path,
+    *,
+    model: Path,
+    digest: str,
+    text: Path,
+    program: Path,
+    tool: Mapping[str, Any],
+    home: Home,
+    options: Sequence[str] = (),
+) -> Path:
+    """The matrix of the GGUF `model` for `text`, in `folder`: made unless it is current. `digest`
+    is the model's; `program` is llama-imatrix, and `tool` the recipe that stands for llama.cpp;
+    `options` are more of the program's. Raises PipelineError."""
+    sha256 = stat_cache.identity(home.run / "sha256.json", text)
+    recipe = {"step": "imatrix", "input": digest, "text": f"sha256:{sha256}", "tool": dict(tool)}
+    name = f"imatrix-{sha256[:12]}"
+    if options:
+        recipe["options"] = list(options)
+        name += "-output"
+    log = home.logs / f"{folder.name}-{name}.log"
+
+    def maker(made: Path) -> None:
+        total = 0
+        with bar(f"computing the importance matrix of {text.name}") as update:
+
+            def watch(line: str) -> None:
+                nonlocal total
+                if chunks := re.search(r"computing over (\d+) chunks", line):
+                    total = int(chunks[1])
+                if done := re.findall(r"\[(\d+)\][\d.]+,", line):
+                    update(int(done[-1]), total)
+
+            status = run(
+                [
+                    # a name alone, for it becomes a part of the matrix, and of what it is used for
+                    *(str(program), "--model", str(model), "--file", f"./{text.name}"),
+                    *("--output", str(made), "--output-format", "gguf"),
+                    *options,
+                ],
+                log=log,
+                env=tools.env(),
+                cwd=text.parent,
+                on_line=watch,
+                patience=SILENCE,
+                sandbox=tools.sandbox(
+                    program,
+                    read=[*gguf.shards(model), text],
+                    write=[made],
+                    weights=gguf.file_bytes(model),
+                    copies=COPIES,
+                ),
+            )
+        if status or not made.stat().st_size:
+            raise PipelineError(
+                f"the importance matrix could not be computed from {text} (status {status}):\n"
+                f"{last_lines(log, 5)}",
+                f"the text must have some thousand words at least; the whole log is {log}",
+            )
+        gguf.read(made)
+
+    target = folder / f"{name}.gguf"
+    artifacts.make(target, recipe, maker, sandbox=strength().name)
+    return target
