@@ -21,6 +21,7 @@ from pipeline.core.text import size, table
 from pipeline.models import chain as chains
 from pipeline.models import gguf
 from pipeline.models import quants as types
+from pipeline.models.convert import Unquantized
 from pipeline.models.reference import NO_PROJECTOR
 from pipeline.report import quality as measuring
 from pipeline.report.figures import Estimate, Quality
@@ -183,7 +184,7 @@ def with_quant(model: Model, quant: str) -> Model:
     return other
 
 
-def _reference(model: Model) -> quality_gate.Unquantized:
+def _reference(model: Model) -> Unquantized:
     """The unquantized GGUF that the quants of the model are made from."""
     chain = with_quant(model, PROBE).require_chain()
     return quality_gate.reference(chain, keep=model.request.wanted.keep_f16)
@@ -192,7 +193,7 @@ def _reference(model: Model) -> quality_gate.Unquantized:
 def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
     """The report where all of it was measured before; nothing is made or read but receipts."""
     of, tool = _reference(model), model.programs.tool
-    digest = quality_gate.reference_digest(model.home, of)
+    digest = of.digest(model.home)
     files = {}
     for quant, each in models.items():
         chain = each.require_chain()
@@ -219,7 +220,7 @@ def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
         for each in models.values():
             make.convert_or_quantize(each)
         measured = {quant: _measured(each.require_chain().final) for quant, each in models.items()}
-        digest = quality_gate.reference_digest(home, _reference(model), hashing=True)
+        digest = _reference(model).digest(home, hashing=True)
         reference = Measured(path=base, digest=digest)
         samples = measuring.measure(setup, reference, measured, wants)
         return _report(setup, base, measured, samples)

@@ -37,8 +37,7 @@ def check(model: Model, chain: Chain, base: Path) -> Callable[[Path], None] | No
     setup = quality_setup.setup(
         model.request, model.programs, header, serving=lambda path: serving(model, path)
     )
-    of = quality_gate.reference(chain)
-    digest = quality_gate.reference_digest(model.home, of, hashing=True)
+    digest = quality_gate.reference(chain).digest(model.home, hashing=True)
     wants = quality.verdict_wants(bound, model.request.chunks)
     quality.require_room(setup, header, wants)
     quant = chain.quant

@@ -7,18 +7,14 @@ the file made and measured has nothing to do.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import Home
-from pipeline.core.store import receipts, stat_cache
+from pipeline.core.store import receipts
 from pipeline.models import chain as chains
 from pipeline.models import gguf, quants
 from pipeline.models.chain import Chain, Needs
-from pipeline.models.convert import Conversion
+from pipeline.models.convert import Unquantized
 from pipeline.models.gguf import Header
 from pipeline.report.quality import Limit, kind_of
 from pipeline.report.quality_statistics import Verdict
@@ -63,13 +59,6 @@ def is_quantized(chain: Chain) -> bool:
     return bool(chain.quantization or (direct and direct.outtype not in quants.UNQUANTIZED))
 
 
-class Unquantized(Struct, frozen=True, kw_only=True):
-    """The unquantized GGUF: the user's own file, or what `conversion` makes."""
-
-    path: Path
-    conversion: Conversion | None = None
-
-
 def reference(chain: Chain, *, keep: bool = False) -> Unquantized:
     """What the quant of the chain is compared with; `keep`: it is to stay. Raises UsageError where
     nothing is quantized."""
@@ -90,24 +79,12 @@ def reference(chain: Chain, *, keep: bool = False) -> Unquantized:
     )
 
 
-def reference_digest(home: Home, of: Unquantized, *, hashing: bool = False) -> str:
-    """The digest of the unquantized GGUF, whether or not it still exists; empty where it is not
-    known. The user's own files are hashed only with `hashing`."""
-    if of.conversion is None:
-        cache = home.run / "sha256.json"
-        lookup = stat_cache.identity if hashing else stat_cache.recall
-        digests = [lookup(cache, path) for path in gguf.shards(of.path)]
-        return "" if None in digests else "+".join(map(str, digests))
-    entry = receipts.load(of.path.parent).get(of.path.name)
-    return entry.sha256 if entry and entry.recipe == of.conversion.recipe else ""
-
-
 def is_passed(request: Request, programs: Programs, chain: Chain) -> bool:
     """Whether the finished quant was measured, and keeps to the limit: by receipts alone."""
     bound, home = limit(request), programs.home
     if bound is None:
         return True
-    base = reference_digest(home, reference(chain))
+    base = reference(chain).digest(home)
     quant = receipts.known_sha256(chain.final)
     if not (base and quant):
         return False

@@ -15,7 +15,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import Update, bar
 from pipeline.core.sandbox import strength
-from pipeline.core.store import artifacts, receipts
+from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.locks import mark_used
 from pipeline.core.store.publish import disk_error_in
 from pipeline.core.store.receipts import Recipe, Status
@@ -76,6 +76,23 @@ class Conversion(Struct, frozen=True, kw_only=True):
             return min(self.resolved.bytes, MOST_OF_A_PROJECTOR)
         source = BITS.get(self.resolved.precision, 16.0)
         return int(self.resolved.bytes * BITS[self.outtype] / source * 1.02)
+
+
+class Unquantized(Struct, frozen=True, kw_only=True):
+    """A GGUF that is quantized: the user's own file, or what `conversion` makes."""
+
+    path: Path
+    conversion: Conversion | None = None
+
+    def digest(self, home: Home, *, hashing: bool = False) -> str:
+        """The digest of the file, whether or not it still exists; empty where it is not known. The
+        user's own files are hashed only with `hashing`."""
+        if self.conversion is None:
+            lookup = stat_cache.identity if hashing else stat_cache.recall
+            digests = [lookup(home.run / "sha256.json", path) for path in gguf.shards(self.path)]
+            return "" if None in digests else "+".join(map(str, digests))
+        entry = receipts.load(self.path.parent).get(self.path.name)
+        return entry.sha256 if entry and entry.recipe == self.conversion.recipe else ""
 
 
 def argv(conversion: Conversion, python: Path, folder: Path, made: Path) -> list[str]:

@@ -23,7 +23,7 @@ from pipeline.core.store import artifacts, json_file, receipts, stat_cache
 from pipeline.core.store.receipts import Recipe
 
 from . import gguf, imatrix, mix, quants, tensor_errors, texts, tools
-from .convert import Conversion
+from .convert import Conversion, Unquantized
 from .gguf_format import padded
 from .mix import TENSOR, dry_run
 from .quants import NEED_IMATRIX, TENSOR_TYPES, Budget, row_bytes
@@ -77,15 +77,9 @@ class Quantization(Struct, frozen=True, kw_only=True):
 
         The user's own files are hashed only with `hashing`.
         """
-        if self.conversion is None:
-            lookup = stat_cache.identity if hashing else stat_cache.recall
-            cache = home.run / "sha256.json"
-            digests = [lookup(cache, path) for path in gguf.shards(self.input)]
-        else:
-            entry = receipts.load(self.input.parent).get(self.input.name)
-            is_current = entry and entry.recipe == self.conversion.recipe
-            digests = [entry.sha256 if entry and is_current else None]
-        return None if None in digests else "sha256:" + "+".join(map(str, digests))
+        source = Unquantized(path=self.input, conversion=self.conversion)
+        digest = source.digest(home, hashing=hashing)
+        return f"sha256:{digest}" if digest else None
 
     def require_input(self, home: Home) -> str:
         """The digest of the input. Raises PipelineError where it is not known."""
