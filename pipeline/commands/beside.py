@@ -15,7 +15,7 @@ from pipeline.models import checkpoint, gguf, resolve, safetensors, vocabulary
 from pipeline.models.adapter import BASE_CONFIG, CONFIG, base_misfit, file_misfit, peft_misfit
 from pipeline.serve.server import Server
 
-from . import estimate
+from . import estimate, headers
 from .estimate import MemoryEstimate
 from .model import Model
 
@@ -44,7 +44,7 @@ def is_ready(models: Iterable[Model]) -> bool:
     the server compares the drafts."""
     for model in models:
         group = (model, *model.beside.values())
-        if len(group) > 1 and not all(estimate.is_made(x, x.require_chain()) for x in group):
+        if len(group) > 1 and not all(headers.is_made(x, x.require_chain()) for x in group):
             return False
         if any(misfit(adapter, model) for adapter in model.adapters):
             return False
@@ -92,11 +92,11 @@ def draft_file(server: Server) -> str:
 def vocabulary_of(model: Model) -> vocabulary.Vocabulary | None:
     """From the GGUF's header; without the converter, from the model's tokenizer.json."""
     chain = model.require_chain()
-    if header := estimate.header_file(model, chain):
+    if header := headers.of_model(model, chain):
         return vocabulary.of_gguf(header)
     named = [file for file in chain.resolved.files if file.name == "tokenizer.json"]
     try:
-        files = estimate.readables(model, chain.resolved, named)
+        files = headers.readables(model, chain.resolved, named)
     except PipelineError:
         return None  # not here, and not to be had piece by piece
     return vocabulary.of_tokenizer(files[0].whole()) if files else None
@@ -147,18 +147,18 @@ def misfit(adapter: Model, model: Model) -> str:
     if of_model is None:  # quant=auto is not decided yet
         return ""
     base = chain.resolved.base
-    if base is None or estimate.is_made(adapter, chain):
-        file, header = estimate.header_file(adapter, chain), estimate.header_file(model, of_model)
+    if base is None or headers.is_made(adapter, chain):
+        file, header = headers.of_model(adapter, chain), headers.of_model(model, of_model)
         return adapter_difference(file, header, model.home) if file and header else ""
     resolved = of_model.resolved
     try:
         if resolved.kind == "safetensors":
             return peft_misfit(shapes(adapter), shapes(model))
         (config,) = [file for file in base.files if file.name == BASE_CONFIG]
-        data = estimate.readables(adapter, base, [config])[0].whole()
+        data = headers.readables(adapter, base, [config])[0].whole()
     except PipelineError:
         return ""  # not here, and not to be had piece by piece: the start compares what was made
-    header = estimate.header_file(model, of_model)
+    header = headers.of_model(model, of_model)
     document = checkpoint.document(data, BASE_CONFIG)
     return base_misfit(document, gguf.read(header)) if header else ""
 
@@ -167,7 +167,7 @@ def shapes(model: Model) -> Mapping[str, list[int]]:
     """The shapes of its tensors, of safetensors. Raises PipelineError."""
     resolved = model.require_resolved()
     weights = [file for file in resolved.files if file.name.endswith(".safetensors")]
-    heads = [safetensors.head(file) for file in estimate.readables(model, resolved, weights)]
+    heads = [safetensors.head(file) for file in headers.readables(model, resolved, weights)]
     return dict(chained.from_iterable(head.shapes.items() for head in heads))
 
 

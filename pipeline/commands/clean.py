@@ -14,7 +14,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import part, remove
 from pipeline.models import converter, mix_file, resolve
 
-from . import estimate, uses
+from . import headers, uses
 from . import remove as removal
 from .model import Model
 from .programs import Programs
@@ -62,7 +62,7 @@ def clean_resolve(model: Model) -> None:
     """As `forget_resolve`, and the headers that were read for plan and quant=auto."""
     resolved = model.known()
     forget_resolve(model)
-    for folder in estimate.header_folders(model, resolved) if resolved else ():
+    for folder in headers.folders(model, resolved) if resolved else ():
         remove_files(folder)
 
 

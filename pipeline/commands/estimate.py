@@ -5,13 +5,8 @@ Where they are not built yet a formula does, and its figures are marked as an es
 
 from __future__ import annotations
 
-import atexit
-import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +14,20 @@ from msgspec import Struct
 
 from pipeline.bins.binaries import Binaries
 from pipeline.core.errors import PipelineError, UsageError
-from pipeline.core.parallel import for_each
-from pipeline.core.paths import require_writable
 from pipeline.core.pins import pins
-from pipeline.core.store.publish import require_space
-from pipeline.core.store.receipts import Status
-from pipeline.models import (
-    contents,
-    converter,
-    fetch,
-    formula,
-    gguf,
-    hub,
-    memory,
-    mix,
-    quantize,
-    safetensors,
-    skeleton,
-)
-from pipeline.models import foreign_code as foreign
+from pipeline.models import formula, gguf, memory, mix, quantize, safetensors, skeleton
 from pipeline.models.chain import Chain
 from pipeline.models.contents import Readable
 from pipeline.models.memory import Fit, Memory
-from pipeline.models.resolve import ModelFile, Resolved
+from pipeline.models.resolve import Resolved
 from pipeline.serve import flags
 from pipeline.serve.config import llama, options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import Flag
 
+from . import headers
 from .model import Model
 
-HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
 FIT_PARAMS = "llama-fit-params"
 # Options that llama-fit-params would know, and that are given to it in another way, or not at all.
 NOT_HANDED_ON = {
@@ -61,7 +39,6 @@ MEASURED_OTHERWISE = {
     *("batch-size", "ubatch-size", "threads", "gpu-layers", "n-gpu-layers", "device"),
     *("api-key", "api-key-file"),
 }
-AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
 class MemoryEstimate(Struct, frozen=True, kw_only=True):
@@ -152,68 +129,21 @@ def tensor_bytes(file: Path, run: Path) -> int:
     return sum(header.size - header.data for header in headers)
 
 
-def is_made(model: Model, chain: Chain) -> bool:
-    """Whether the GGUF at the end of `chain` is there, and is what is wanted."""
-    needs = model.needs()
-    up_to_date = needs and not (needs.fetch or needs.convert or needs.quantize)
-    return bool(up_to_date and chain.final.is_file())
-
-
-def header_file(model: Model, chain: Chain) -> Path | None:
-    """A GGUF with the model's header: its own, or a skeleton; None where none can be had yet."""
-    if is_made(model, chain):
-        return chain.final
-    if chain.quant:
-        return unquantized_gguf(model, chain)
-    resolved = chain.resolved
-    files = [file for file in resolved.files if file.name != resolved.mmproj]
-    folder = headers(model.home.run) / folder_name(files[0].identity)
-    try:
-        return skeleton.gguf_skeleton(readables(model, resolved, files), folder)
-    except PipelineError:
-        return None  # not here, and not to be had piece by piece
-
-
 def outlook(model: Model, chain: Chain) -> MemoryEstimate:
     """What the GGUF at the end of `chain` will take. Raises PipelineError."""
-    resolved = chain.resolved
-    if is_made(model, chain):
+    resolved, files = chain.resolved, headers.of_weights(chain.resolved)
+    if headers.is_made(model, chain):
         return of_made(model, chain.final)
     if chain.quant:
         return unquantized(model, chain)(chain.quant)
-    files = [file for file in resolved.files if file.name != resolved.mmproj]
     try:
-        return of_gguf(model, readables(model, resolved, files), key=files[0].identity)
-    except PipelineError:
+        return of_gguf(model, headers.readables(model, resolved, files), key=files[0].identity)
+    except PipelineError:  # not here, and not to be had piece by piece
         if resolved.source["type"] == "package":
             return _by_formula(model, resolved)(resolved.precision)
         if not model.request.offline:
             raise
         return MemoryEstimate(bytes=sum(f.size for f in files), trained=0, at=lambda ctx_size: None)
-
-
-@cache
-def headers(run: Path) -> Path:
-    """Where skeletons are kept; for this run alone where the home is full or read-only."""
-    folder = run / "headers"
-    try:
-        require_writable(folder)
-        require_space(folder, HEADER_BYTES)
-    except PipelineError:
-        folder = Path(tempfile.mkdtemp(prefix="llama-pipeline-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-def folder_name(identity: str) -> str:
-    """The name of the folder with the headers of a GGUF, from the identity of its first file."""
-    return identity.rpartition(":")[2][:24]
-
-
-def header_folders(model: Model, resolved: Resolved) -> list[Path]:
-    """Where the headers of a model may have been kept."""
-    names = [resolved.slug, *(folder_name(file.identity) for file in resolved.files)]
-    return [model.home.run / "headers" / name for name in names if name]
 
 
 def of_made(model: Model, file: Path) -> MemoryEstimate:
@@ -229,8 +159,7 @@ def of_made(model: Model, file: Path) -> MemoryEstimate:
 
 def of_gguf(model: Model, files: Sequence[Readable], key: str) -> MemoryEstimate:
     """Of a GGUF, from its headers. `key` tells its content apart from others."""
-    folder = headers(model.home.run) / folder_name(key)
-    made = skeleton.gguf_skeleton(files, folder)
+    made = skeleton.gguf_skeleton(files, headers.folder(model.home.run, key))
     size = sum(file.size for file in files)
     if made is None:  # no holes on this disk
         header = skeleton.prefix(files[0])[1]
@@ -246,7 +175,7 @@ def of_gguf(model: Model, files: Sequence[Readable], key: str) -> MemoryEstimate
 
 def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     """For what is made here: a function from a quant to what it will take."""
-    source = unquantized_gguf(model, chain)
+    source = headers.unquantized(model, chain)
     if source is None or not model.binaries.has("llama-quantize"):
         return _by_formula(model, chain.resolved)
     header, before = gguf.read(source), tensor_bytes(source, model.home.run)
@@ -270,7 +199,7 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
 
 def mix_limits(model: Model, chain: Chain) -> tuple[float, float]:
     """The bits per weight of the smallest and the largest mix. Raises PipelineError."""
-    source = unquantized_gguf(model, chain)
+    source = headers.unquantized(model, chain)
     if source is None or not model.binaries.has("llama-quantize"):
         raise PipelineError(
             "quant=fit: the headers of this model cannot be read yet",
@@ -281,46 +210,6 @@ def mix_limits(model: Model, chain: Chain) -> tuple[float, float]:
     return mix.bit_limits(weights, quantize.weighed(matrix, source))
 
 
-def unquantized_gguf(model: Model, chain: Chain) -> Path | None:
-    """The GGUF that is quantized, or its skeleton; None where neither can be had."""
-    made = chain.conversion
-    if made is None:
-        return chain.quantization.input if chain.quantization else None
-    if made.status is Status.CURRENT:
-        return made.target
-    if not (converter.is_current(model.home) and made.script.is_file()):
-        return None
-    folder = headers(model.home.run) / chain.resolved.slug
-    key = hashlib.sha256(json.dumps(made.recipe, sort_keys=True).encode()).hexdigest()
-    target = folder / f"{made.outtype.lower()}-{key[:12]}.gguf"
-    if target.exists():
-        return target
-    try:
-        files = readables(model, chain.resolved, chain.resolved.files)
-    except PipelineError:
-        return None  # not here, and not to be had piece by piece
-    return skeleton.safetensors_skeleton(made, files, target, converter.python(model.home))
-
-
-def foreign_code(model: Model, chain: Chain) -> list[str]:
-    """The classes that the files of a model name that is converted, as far as they can be read.
-    Raises PipelineError."""
-    if chain.conversion is None:
-        return []
-    named = [file for file in chain.resolved.files if foreign.may_name(file.name)]
-    try:
-        files = readables(model, chain.resolved, named)
-    except PipelineError:
-        return []  # not here, and not to be had piece by piece: the conversion looks again
-    return foreign.classes(files)
-
-
-def require_convertible(model: Model, chain: Chain) -> None:
-    """Raise PipelineError where the converter fails without the code that a model brings: it is
-    tried on headers alone, before its weights are fetched. The converter must be here."""
-    unquantized_gguf(model, chain)
-
-
 def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstimate]:
     """From config.json and the weights' headers, as far as they can be read."""
     reference = model.require_reference()
@@ -329,7 +218,7 @@ def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstim
     elements = int(resolved.bytes * 8 / formula.BITS.get(resolved.precision, (16, 16))[0])
     if resolved.kind == "safetensors":
         try:
-            files = {f.name: f for f in readables(model, resolved, resolved.files)}
+            files = {f.name: f for f in headers.readables(model, resolved, resolved.files)}
             content = json.loads(files["config.json"].get(0, files["config.json"].size))
             config = content if isinstance(content, dict) else config
             weights = [file for name, file in files.items() if name.endswith(".safetensors")]
@@ -347,23 +236,6 @@ def _by_formula(model: Model, resolved: Resolved) -> Callable[[str], MemoryEstim
         )
 
     return of
-
-
-def readables(model: Model, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
-    """The model's files wherever they are, their headers read at once. Raises PipelineError."""
-    readable: list[Readable] = []
-    for file in files:
-        path = resolved.folder / file.name
-        here = path if path.is_file() else next(fetch.elsewhere(resolved, file), None)
-        if here:
-            readable.append(contents.local(here, file.name))
-        elif resolved.source["type"] == "hf" and not model.request.offline:
-            repo, commit = str(resolved.source["ref"]), str(resolved.source["revision"])
-            readable.append(hub.readable(repo, commit, file))
-        else:
-            raise PipelineError(f"{file.name}: is not here yet")
-    for_each(lambda file: file.get(0, min(file.size, hub.FIRST_READ)), readable, AT_ONCE)
-    return readable
 
 
 def least(model: Model, ahead: MemoryEstimate, room: int) -> Fit:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from pipeline.models import gguf, quantize
 from pipeline.report import quality
 
-from . import estimate, quality_gate, quality_setup
+from . import headers, quality_gate, quality_setup
 from .model import Model
 
 
@@ -28,7 +28,7 @@ def require(model: Model) -> None:
     chain, request, bound = model.require_chain(), model.request, quality_gate.limit(model.request)
     if bound:  # of a quant that the converter makes, too, the unquantized GGUF is compared
         chain = replace(chain, conversion=quality_gate.reference(chain).conversion)
-    source = estimate.unquantized_gguf(model, chain)
+    source = headers.unquantized(model, chain)
     if source is None:
         return
     if bound:

@@ -28,7 +28,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
 
-from . import beside, estimate, header_checks, quality_gate, resolve
+from . import beside, estimate, header_checks, headers, quality_gate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -122,9 +122,9 @@ def _fetch(model: Model) -> None:
         is_new = model.base is None and not model.is_done("fetch")
         # A mix or a limit that cannot be is refused once llama-quantize can read the header.
         has_checks = model.binaries.has("llama-quantize") and header_checks.are_due(model)
-        if is_new and (has_checks or estimate.foreign_code(model, model.require_chain())):
+        if is_new and (has_checks or headers.foreign_code(model, model.require_chain())):
             make_converter(model.home, model.request)
-            estimate.require_convertible(model, model.require_chain())
+            headers.require_convertible(model, model.require_chain())
             header_checks.require(model)
         for each in of_hub:
             fetching.fetch(each, offline=offline, force=force)
@@ -211,7 +211,7 @@ def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
 def fits(adapter: Model, model: Model) -> Check | None:
     """The check that a made adapter fits its model; None where that is not here."""
     chain = model.chain()
-    if chain is None or not estimate.is_made(model, chain):
+    if chain is None or not headers.is_made(model, chain):
         return None
     final, name = chain.final, beside.name_of(adapter)
 

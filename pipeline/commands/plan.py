@@ -27,7 +27,7 @@ from pipeline.models.memory import UNKNOWN, Device, Fit, Memory
 from pipeline.serve import sandbox
 from pipeline.serve.guard import port
 
-from . import beside, check, estimate, resolve, serve, summary
+from . import beside, check, estimate, headers, resolve, serve, summary
 from .estimate import MemoryEstimate
 from .model import Model
 from .variables import CONTAINER
@@ -99,7 +99,7 @@ def collect(model: Model) -> dict[str, Any]:
             *model.programs.warnings(),
             *(
                 f"{code}: a model's own code never runs; if the conversion needs it, it fails"
-                for code in (estimate.foreign_code(model, chain) if "convert" in todo else ())
+                for code in (headers.foreign_code(model, chain) if "convert" in todo else ())
             ),
             *beside.draft_warnings(model, ahead.header),
             *beside.adapter_warnings(model),
