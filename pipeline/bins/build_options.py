@@ -58,7 +58,6 @@ class BuildOptions(Group):
         "`cuda`, `metal`, `hip`, `sycl`, `vulkan`, `cpu`, or `auto`: the first of these that works "
         "here; see [backends](backends.md)",
         AUTO,
-        shown="`auto`",
     )
     source: str = variable(
         choice(*SOURCES),
@@ -71,7 +70,6 @@ class BuildOptions(Group):
     release: str = variable(
         release_name,
         "of `bins=prebuilt`: a tag such as `b10605`, a version, or `latest`",
-        "",
         shown="the pinned one",
     )
     attestation: str = variable(
@@ -79,13 +77,11 @@ class BuildOptions(Group):
         "of `bins=prebuilt`: GitHub's [attestation](provenance.md) of the release, checked with "
         "`gh`: `auto` says where it cannot be, `required` refuses then, `off`; or a bundle's path",
         AUTO,
-        shown="`auto`",
     )
     architectures: str = variable(
         architectures,
         "what CUDA is compiled for, as CMake takes it: `89`, `8.9`, `86-real;90-virtual`, "
         "`all-major`; the GPU need not be here",
-        "",
         shown="this machine's GPUs",
         name="cuda_architectures",
     )
@@ -93,7 +89,6 @@ class BuildOptions(Group):
         path,
         "`auto` (the system's, else NVIDIA's wheels), `system`, or the folder of a toolkit",
         AUTO,
-        shown="`auto`",
         name="cuda_toolkit",
     )
     portable: bool | None = variable(
@@ -110,7 +105,6 @@ class BuildOptions(Group):
         choice("auto", "on", "off"),
         "llama-server's page: `on`, `off`, or `auto` (unless nothing here can build it)",
         AUTO,
-        shown="`auto`",
     )
 
     @property

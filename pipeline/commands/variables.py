@@ -30,63 +30,55 @@ class ModelVariables(Group):
     model: str = variable(
         text,
         "a reference: see [models](models.md)",
-        "",
         shown="one of these four is required, or `config`, or `profile`",
     )
-    hf_model: str = variable(text, "a Hugging Face repository, named explicitly", "")
-    gguf_path: str = variable(path, "a `.gguf` file, named explicitly", "")
-    safetensors_dir: str = variable(path, "a model folder, named explicitly", "")
+    hf_model: str = variable(text, "a Hugging Face repository, named explicitly")
+    gguf_path: str = variable(path, "a `.gguf` file, named explicitly")
+    safetensors_dir: str = variable(path, "a model folder, named explicitly")
     quant: str = variable(
         quant,
         "a quant in any letter case; `4.8bpw` or `3GiB`, [the best mix](models.md#mixes) of that "
         "size; `auto` or `fit`, the best quant or mix that fits the memory; for `plan` also `all`",
-        "",
         shown="`q4_k_m`; for a repository of GGUF files [an order](models.md); for a `.gguf`, the "
         "file as it is",
     )
     revision: str = variable(
         text,
         "branch, tag or commit of a Hugging Face repository",
-        "",
         shown="`main`, recorded as a commit",
     )
     filename: str = variable(
-        text, "which GGUF file of a repository", "", shown="the one that `quant` names"
+        text, "which GGUF file of a repository", shown="the one that `quant` names"
     )
     pattern: str = variable(
         text,
         "choose among the GGUF files of a repository that match, with `*` and `?`",
-        "",
         shown="all",
     )
     mmproj: str = variable(
         path,
         "the projector: a path, a file's name in the repository, or `none`",
-        "",
         shown="the one that fits, if the repository has one",
     )
     imatrix: str = variable(
         path,
         "path of an importance matrix, or of a text to compute one from; IQ1, IQ2, IQ3_XXS, IQ3_XS "
         "and Q2_K_S need one",
-        "",
         shown="none",
     )
     draft: str = variable(
         text,
         "a smaller model that [drafts](drafts-and-adapters.md) for it: a reference as for `model`, "
         "or `ngram`, `mtp`",
-        "",
         shown="none",
     )
     lora: tuple[str, ...] = variable(
         names,
         "[LoRA adapters](drafts-and-adapters.md), with commas between them: a `.gguf`, a folder of "
         "PEFT or a repository each, and behind a colon its scale: `style.gguf:0.5`",
-        (),
         shown="none",
     )
-    keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing", False)
+    keep_f16: bool = variable(flag, "keep the unquantized GGUF after quantizing")
 
 
 class QualityVariables(Group):
@@ -95,7 +87,6 @@ class QualityVariables(Group):
     quants: tuple[str, ...] = variable(
         listed(quant),
         "the quants to measure, with commas between them",
-        (),
         shown="`q4_k_m,q5_k_m,q6_k,q8_0`",
         of=("quality", "compare"),
     )
@@ -111,9 +102,7 @@ class QualityVariables(Group):
         "is not smaller",
         shown="any",
     )
-    text: str = variable(
-        path, "the text to measure on", "", shown="prose from llama.cpp's documents"
-    )
+    text: str = variable(path, "the text to measure on", shown="prose from llama.cpp's documents")
     chunks: int = variable(
         integer(8, 100_000),
         "how many pieces of the text are measured: chunks of 512 tokens (`ctx_size`), passages, or "
@@ -158,7 +147,6 @@ class ProvenanceVariables(Group):
     builder: str = variable(
         uri,
         "a URI for who builds: `provenance` writes it, `verify` requires it",
-        "",
         shown="`urn:llama-pipeline:builder`; `verify` takes any",
     )
 
@@ -169,9 +157,8 @@ class UpgradeVariables(Group):
     to: str = variable(
         revision_name,
         "`latest`, a tag such as `b11549`, a commit, a branch, `previous` or `pinned`",
-        "",
     )
-    bench: bool = variable(flag, "measure the speed of both with `llama-bench`", False)
+    bench: bool = variable(flag, "measure the speed of both with `llama-bench`")
 
 
 class AddressVariables(Group):
@@ -205,9 +192,7 @@ class ServerVariables(Group):
         text, f"{LLAMA_SERVERS}; a name of a backend means `backend=`", shown=LLAMA_SERVERS
     )
     alias: str | None = variable(text, "the model's name in the API", shown="the model's name")
-    api_key_file: str = variable(
-        path, f"{LLAMA_SERVERS}: a file with one key a line", "", shown="none"
-    )
+    api_key_file: str = variable(path, f"{LLAMA_SERVERS}: a file with one key a line", shown="none")
 
 
 class ServingVariables(Group):
@@ -217,7 +202,6 @@ class ServingVariables(Group):
         choice(*SANDBOX_MODES),
         "llama-server in the [sandbox](security.md#the-server): `auto`, `strict`, `off`",
         SANDBOX_MODES[0],
-        shown="`auto`",
     )
     guard: bool | None = variable(
         flag,
@@ -228,14 +212,12 @@ class ServingVariables(Group):
     origins: tuple[str, ...] = variable(
         listed(origin),
         "whose pages may use it, too: `https://chat.example`, with `*`, with commas between them",
-        (),
         shown="this machine's",
     )
     hosts: tuple[str, ...] = variable(
         listed(host_pattern),
         "the names that it may be asked by, such as `gpu-box.lan`, with `*`, with commas between "
         "them",
-        (),
         shown="this machine's",
     )
     ready_timeout: int = variable(integer(1, 86400), "seconds until the server must be ready", 600)
@@ -249,26 +231,22 @@ class FileVariables(Group):
         path,
         "a [file of instances](instances.md), for `up`, `plan`, `prepare`, `ps`, `logs`, `down`, "
         "`gateway`, `chat`, `claude`, `systemd`, `kubernetes`, `ray`",
-        "",
         shown="what the environment names",
     )
     profile: str = variable(
         text,
         "a [profile](profiles.md), for the same and `serve`",
-        "",
         shown="what the environment names",
     )
     engine: str = variable(
         choice(LLAMA_CPP, VLLM, LITELLM, ROUTER),
         "of the instances that name none: `llama.cpp` or `vllm`; of `gateway` also `litellm`, "
         "`router`",
-        "",
         shown="`llama.cpp`",
     )
     names: tuple[str, ...] = variable(
         names,
         "these instances alone, with commas between them; for `claude` and `chat` the model",
-        (),
         shown="all",
         of=("up", "ps", "logs", "down", "load", "unload", "kubernetes", "claude", "chat"),
         name="name",
@@ -282,7 +260,6 @@ class FileVariables(Group):
     watch: bool = variable(
         flag,
         "stay, and do the same again whenever the file changes; Ctrl-C leaves the servers up",
-        False,
         of=("up",),
     )
     max_loading: int | None = variable(
@@ -295,27 +272,24 @@ class FileVariables(Group):
         choice(HERE, CONTAINER),
         "`container`: plan a file for a container; its paths, GPUs and models are not checked",
         HERE,
-        shown="`here`",
         of=("plan",),
     )
     dry_run: bool = variable(
         flag,
         "print what would be started, kept, restarted and stopped; what would be removed; of "
         "`upgrade`: build and compare, and do not switch",
-        False,
         of=("up", "remove", "prune", "upgrade"),
     )
-    follow: bool = variable(flag, "keep printing new lines", False, of=("logs",))
+    follow: bool = variable(flag, "keep printing new lines", of=("logs",))
     lines: int = variable(integer(0, 1_000_000), "how many lines from the end", 50, of=("logs",))
     remote: str = variable(
         path,
         "a [file of servers that run elsewhere](gateway.md#servers-that-run-elsewhere)",
-        "",
         of=("gateway",),
         name="servers",
     )
-    url: str = variable(text, "a server or gateway that is in no file", "", of=("claude", "chat"))
-    start: bool = variable(flag, "start it, instead of printing how", False, of=("claude", "ray"))
+    url: str = variable(text, "a server or gateway that is in no file", of=("claude", "chat"))
+    start: bool = variable(flag, "start it, instead of printing how", of=("claude", "ray"))
 
 
 class ChatVariables(Group):
@@ -324,10 +298,9 @@ class ChatVariables(Group):
     prompt: str = variable(
         text,
         "one question: its answer is printed as it is, and nothing else",
-        "",
         shown="a conversation in the terminal; what a pipe holds",
     )
-    system: str = variable(text, "what the model is told before the conversation", "", shown="none")
+    system: str = variable(text, "what the model is told before the conversation", shown="none")
 
 
 class TuneVariables(Group):
@@ -341,10 +314,7 @@ class TuneVariables(Group):
         of=("tune",),
     )
     lossy: bool = variable(
-        flag,
-        "`tune` may compress the cache too, which changes answers a little",
-        False,
-        of=("tune",),
+        flag, "`tune` may compress the cache too, which changes answers a little", of=("tune",)
     )
     tuned: bool = variable(
         flag,
@@ -358,19 +328,17 @@ class RunVariables(Group):
     """How a run goes about it."""
 
     force: bool = variable(
-        flag, "download and make again; without a model: llama.cpp itself, with its page", False
+        flag, "download and make again; without a model: llama.cpp itself, with its page"
     )
     refresh: bool = variable(
-        flag,
-        "ask the hub again what the reference means; decide `quant=auto` and `fit` again",
-        False,
+        flag, "ask the hub again what the reference means; decide `quant=auto` and `fit` again"
     )
-    frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse", False)
+    frozen: bool = variable(flag, "build exactly what `pipeline.lock` says, or refuse")
     offline: bool = variable(
-        flag, "use no network", False, shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is"
+        flag, "use no network", shown="0; 1 if `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` is"
     )
-    yes: bool = variable(flag, "go ahead without asking", False, of=("remove", "prune", "upgrade"))
-    format: str = variable(choice("text", "json"), "`text` or `json`", "text", shown="`text`")
+    yes: bool = variable(flag, "go ahead without asking", of=("remove", "prune", "upgrade"))
+    format: str = variable(choice("text", "json"), "`text` or `json`", "text")
     older_than: int = variable(
         integer(0, 36500),
         "days without use, after which build folders, logs and the shared cache may go",

@@ -18,6 +18,7 @@ from .text import is_digits
 
 YES = {"1", "true", "yes", "on"}
 NO = {"0", "false", "no", "off", ""}
+NOTHING = {"str": "", "bool": False, "tuple": ()}  # by the type of an attribute, as it is written
 
 
 class Variable(Struct, frozen=True):
@@ -33,8 +34,14 @@ class Variable(Struct, frozen=True):
     unset: object = None
 
     def __set_name__(self, owner: type, name: str) -> None:
+        """Take the name of the attribute, and what its type has for nothing."""
+        kind = owner.__annotations__[name]
         if not self.name:
             force_setattr(self, "name", name)
+        if self.unset is None and not kind.endswith("None"):
+            force_setattr(self, "unset", NOTHING[kind.partition("[")[0]])
+        if self.unset is False and not self.default:
+            force_setattr(self, "default", "0")
 
     def __get__(self, group: Group | None, owner: type) -> object:
         """The default of an attribute of a group, where the group has no value of its own."""
@@ -50,11 +57,13 @@ def variable(
     of: tuple[str, ...] = (),
     name: str = "",
 ) -> Any:
-    """An attribute of a group. `shown` is its default in words, `name` what users write where that
-    is not the attribute's name."""
-    if shown is None:
-        plain = int(default) if isinstance(default, bool) else default
-        shown = "" if plain is None else str(plain)
+    """An attribute of a group. Its default is by its type, unless `default` is given: None, False,
+    or empty. `shown` is the default in words, `name` what users write where that is not the
+    attribute's name."""
+    if shown is None and isinstance(default, str):
+        shown = f"`{default}`"
+    elif shown is None:
+        shown = "" if default is None else str(int(default) if default is True else default)
     return Variable(name, parse, help, shown, of, default)
 
 

@@ -47,19 +47,16 @@ class Options(Group):
     image: str = variable(
         matching(IMAGE, "an image, such as registry.example/llama:1.0"),
         "the image with this project and llama.cpp's programs; for `ray` with Ray too",
-        "",
         shown="required by `kubernetes` for llama.cpp; without it `ray` writes nothing for KubeRay",
     )
     vllm_image: str = variable(
         matching(IMAGE, "an image, such as vllm/vllm-openai:v0.33.0"),
         "the image with vLLM",
-        "",
         shown="vLLM's own, of the version whose options are known",
     )
     namespace: str = variable(
         matching(LABEL, "small letters, digits and -, at most 63"),
         "the namespace of all objects",
-        "",
         shown="the one of `kubectl`",
     )
     replicas: tuple[int, int] | None = variable(
@@ -70,7 +67,6 @@ class Options(Group):
     autoscaler: str = variable(
         choice(HPA, KEDA),
         "`hpa`, Kubernetes' own, by the servers' metrics; `keda`, by the gateway's requests",
-        "",
         shown="`keda` for pods from 0, else `hpa`",
     )
     gateway_replicas: int = variable(integer(1, 100), "pods or replicas of the gateway", 2)
@@ -78,31 +74,26 @@ class Options(Group):
         model_image,
         "an image with the models, mounted in the place of a claim; `{name}` in it is the "
         "instance's",
-        "",
         shown="none: a claim",
     )
     route: str = variable(
         matching(HOST, "a host name, such as chat.example.com"),
         "the host name of an HTTPRoute to the gateway",
-        "",
         shown="none: no route",
     )
     route_parent: str = variable(
         matching(PARENT, "[NAMESPACE/]NAME[:LISTENER] of a Gateway"),
         "the Gateway of that route: `[NAMESPACE/]NAME[:LISTENER]`",
-        "",
         shown="required with `route`",
     )
     storage: str = variable(
         matching(QUANTITY, "a size, such as 50Gi"),
         "the size of each claim, such as `50Gi`",
-        "",
         shown="what the model needs, else `100Gi`",
     )
     storage_class: str = variable(
         matching(r"[a-z0-9][-a-z0-9.]*", "a storage class"),
         "the storage class of the claims",
-        "",
         shown="the cluster's",
     )
     gpus: int | None = variable(
@@ -114,7 +105,6 @@ class Options(Group):
         path,
         "the folder that `kubernetes`, `ray` or `compare` writes; the file that `provenance` "
         "writes, `-` prints it; the `.svg`, `.html` or `.dot` that `graph` writes",
-        "",
         shown="`deploy/<configuration>` or `reports/<model>` in the home; beside the file; `graph` "
         "prints text",
     )
