@@ -46,13 +46,13 @@ def only_one(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_with(file: Path, waiting: str = "") -> Iterator[None]:
+def alone_with(file: Path, waiting: str = "", *, mode: int = -1) -> Iterator[None]:
     """Hold the lock of a file for as long as it takes to read and write it; log `waiting` once
-    while another run holds it."""
+    while another run holds it. `mode`: of the file of the lock, where it is made here."""
     if trouble(file.parent):
         yield
         return
-    with _held(file_lock(file), waiting):
+    with _held(file_lock(file, mode=mode), waiting):
         yield
 
 

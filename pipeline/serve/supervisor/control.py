@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, ENOSPC, EROFS
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
-from pipeline.core.store.locks import file_lock, trouble
+from pipeline.core.store.locks import alone_with, file_lock, trouble
 from pipeline.core.store.publish import disk_errors
 from pipeline.serve.server import BOOT, GATEWAY, Server
 
@@ -340,25 +340,16 @@ def _is_well(server: Server, status: ServerStatus) -> bool:
 def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[None]:
     """Hold a lock; log `waiting` once where another process holds it. Unless it is `needed`, go on
     without it where the disk takes no file."""
-    from filelock import Timeout
-
-    with disk_errors(lock.parent):
+    with disk_errors(lock.parent), ExitStack() as held:
         lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _require_own(lock.parent)
-        held = file_lock(lock, mode=0o600)
         try:
-            if not trouble(lock.parent):
-                held.acquire(timeout=0 if waiting else -1)
-        except Timeout:
-            log.info(f"{waiting}; waiting for it")
-            held.acquire()
+            waits = f"{waiting}; waiting for it" if waiting else ""
+            held.enter_context(alone_with(lock, waits, mode=0o600))
         except OSError as error:
             if needed or error.errno not in (EACCES, ENOSPC, EROFS):
                 raise
-        try:
-            yield
-        finally:
-            held.release()
+        yield
 
 
 def _require_own(folder: Path) -> None:
