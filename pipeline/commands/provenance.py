@@ -46,7 +46,7 @@ def provenance(session: Session) -> None:
         write(places[file], statements.text(each))
     signatures = {}
     if request.key:
-        targets = [part for file in files for part in (*parts(file), places[file])]
+        targets = [part for file in files for part in (*gguf.shards(file), places[file])]
         signed = signing.sign(targets, request.key, session.home, offline=request.offline)
         signatures = dict(zip(targets, signed, strict=True))
     if request.json:
@@ -55,7 +55,9 @@ def provenance(session: Session) -> None:
                 "path": str(file),
                 "statement": str(place),
                 "signatures": [
-                    str(signatures[each]) for each in (*parts(file), place) if each in signatures
+                    str(signatures[each])
+                    for each in (*gguf.shards(file), place)
+                    if each in signatures
                 ],
             }
             for file, place in places.items()
@@ -107,11 +109,6 @@ def served_by(model: Model) -> list[Path]:
     return files
 
 
-def parts(file: Path) -> list[Path]:
-    """All parts of a GGUF, or the file itself."""
-    return gguf.shards(file) if file.suffix.lower() == ".gguf" else [file]
-
-
 # Signatures alone
 
 
@@ -132,8 +129,8 @@ def to_sign(session: Session) -> list[Path]:
         return [pkg]
     reference = session.model.require_reference()
     if reference.path:
-        return [reference.path] if reference.kind == "folder" else parts(reference.path)
-    return [part for file in served(session.models.values()) for part in parts(file)]
+        return [reference.path] if reference.kind == "folder" else gguf.shards(reference.path)
+    return [part for file in served(session.models.values()) for part in gguf.shards(file)]
 
 
 def served(models: Iterable[Model]) -> list[Path]:

@@ -92,7 +92,7 @@ def has_receipt(file: Path, home: Home) -> bool:
 def of_file(file: Path, home: Home, builder: str = "") -> Statement:
     """The statement about a GGUF, all its parts, or a package. Raises PipelineError where the
     pipeline did not make it, or it has changed since."""
-    parts = gguf.shards(file) if file.suffix.lower() == ".gguf" else [file]
+    parts = gguf.shards(file)
     entries = [_entry(part) for part in parts]
     step = str(entries[0].recipe.get("step", ""))
     if step == "package":

@@ -168,12 +168,12 @@ def stated(session: Session, digests: Mapping[Path, str]) -> Iterator[tuple[Path
         if len(files) > 1:  # a projector has a statement of its own
             subjects = {each.digest["sha256"] for each in statements.read(given).subject}
             files = [file for file in files if _sha256(file, digests) in subjects] or files[:1]
-        yield given, provenance.parts(files[0])
+        yield given, gguf.shards(files[0])
         return
     for path in digests:
         place = path.with_name(path.name + statements.SUFFIX)
         if path.is_file() and place.is_file():
-            yield place, provenance.parts(path)
+            yield place, gguf.shards(path)
 
 
 def check_statement(

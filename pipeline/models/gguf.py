@@ -195,7 +195,8 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 
 
 def shards(first: Path) -> list[Path]:
-    """All files of the model whose first file is `first`, in order. Raises PipelineError."""
+    """All files of the model whose first file is `first`, in order; any other file alone. Raises
+    PipelineError."""
     match = SHARD.fullmatch(first.name)
     if not match:
         return [first]
