@@ -63,7 +63,9 @@ def test_one_that_holds(gh: Gh, archive: Path, capsys: pytest.CaptureFixture[str
     assert "--bundle\n/a/bundle.jsonl\n" in asked.read_text()
 
 
-@pytest.mark.parametrize("text", [OTHER, POLICY])
+@pytest.mark.parametrize(
+    "text", [OTHER, POLICY, f"Loaded digest for file:///srv/404/a.zip\n{OTHER}"]
+)
 @pytest.mark.parametrize("wanted", ["auto", "required", "/a/bundle.jsonl"])
 def test_one_that_does_not_hold_is_refused(gh: Gh, archive: Path, text: str, wanted: str) -> None:
     gh(1, text)

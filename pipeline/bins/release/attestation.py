@@ -22,7 +22,7 @@ from .github import UPSTREAM
 SECONDS = 120
 CREDENTIALS = ("GH_", "GITHUB_")  # its own
 # As gh's pkg/cmd/attestation prints it.
-NONE = re.compile(r"no attestations found|\b404\b", re.IGNORECASE)
+NONE = re.compile(r"no attestations found|\bHTTP 404\b", re.IGNORECASE)
 REFUSED = re.compile(
     r"verification failed|failed to verify|failed verification|"
     r"(does not|doesn't|not) match|no matching",
