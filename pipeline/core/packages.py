@@ -19,7 +19,14 @@ from .pins import Archive
 from .process import last_lines, run
 from .store import artifacts, hashing, receipts
 from .store.locks import only_one
-from .store.publish import disk_error_in, disk_errors, part, publish_file, remove, require_space
+from .store.publish import (
+    disk_errors,
+    part,
+    publish_file,
+    remove,
+    require_disk,
+    require_space,
+)
 from .store.receipts import Recipe
 from .text import size
 
@@ -60,8 +67,8 @@ def _pip(argv: list[str], folder: Path, log: Path, **variables: str) -> int:
     """The exit status of a pip command that writes into `folder`. Raises PipelineError where the
     disk is full or fails."""
     status = run(argv, log=log, env=pip_environment() | variables, timeout=LONGEST)
-    if status and (full := disk_error_in(last_lines(log), folder)):
-        raise full
+    if status:
+        require_disk(folder, last_lines(log))
     return status
 
 

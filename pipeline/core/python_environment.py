@@ -21,7 +21,7 @@ from .packages import LONGEST, pip_environment
 from .paths import Home
 from .process import WINDOWS, last_lines, run
 from .store import artifacts, hashing, receipts
-from .store.publish import disk_error_in
+from .store.publish import require_disk
 from .store.receipts import Recipe
 from .text import size
 
@@ -153,8 +153,7 @@ class PythonEnvironment(Struct, frozen=True, kw_only=True):
         for arguments in self.pip_calls(made / PYTHON):
             command = [sys.executable, "-m", "pip", *arguments]
             if run(command, log=log, env=pip_environment(), timeout=LONGEST):
-                if full := disk_error_in(last_lines(log), made):
-                    raise full
+                require_disk(made, last_lines(log))
                 raise PipelineError(
                     f"{self.title}'s environment could not be made:\n{last_lines(log, 5)}",
                     f"check the network and pip's settings{network.settings()}; the log is {log}",

@@ -17,7 +17,7 @@ from pipeline.core.progress import Update, bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.locks import mark_used
-from pipeline.core.store.publish import disk_error_in
+from pipeline.core.store.publish import require_disk
 from pipeline.core.store.receipts import Recipe, Status
 
 from . import adapter, contents, converter, foreign_code, gguf, kinds, staging, tools
@@ -131,7 +131,7 @@ def make(
         if status:
             require_whole_converter(home, log)
             raise failed(conversion, status, log)
-        header = gguf.read(made)
+        header = tools.read_made(made)
         if resolved.base:
             kinds.require_adapter(header, resolved.name)
         elif not conversion.projector:
@@ -219,11 +219,11 @@ def require_whole_converter(home: Home, log: Path) -> None:
 
 
 def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
-    """The error for a conversion that ended with `status`."""
+    """The error for a conversion that ended with `status`. Raises PipelineError where the disk is
+    why."""
     resolved = conversion.resolved
     output = log.read_text(encoding="utf-8", errors="replace")
-    if why := disk_error_in(output, conversion.target.parent):
-        return why
+    require_disk(conversion.target.parent, output)
     if re.search(OUT_OF_MEMORY, output):
         hint = "it needs more memory than its weights account for; check its config.json"
     elif conversion.projector:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
-from pipeline.core.store.publish import disk_errors, remove, require_space
+from pipeline.core.store.publish import disk_errors, remove, require_disk, require_space
 
 from . import gguf, tools
 
@@ -129,12 +129,11 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
     head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
     expected = head + group.chunks * chunk_size
     if not group.chunks or group.base.stat().st_size != expected:
-        # llama-perplexity prints nothing where the disk is full
+        require_disk(group.base.parent)  # llama-perplexity prints nothing where it is full
         raise PipelineError(
             f"{model.name}: llama-perplexity wrote {group.base.stat().st_size} bytes of "
             f"probabilities, {expected} were expected:\n{last_lines(_log(tool, model), 5)}",
-            f"see whether the disk of {group.base.parent} is full; the whole log is "
-            f"{_log(tool, model)}",
+            f"the whole log is {_log(tool, model)}",
         )
 
 
@@ -262,6 +261,7 @@ def _run(
         )
     output = "\n".join(lines)
     if status and not TOO_SHORT.search(output):
+        require_disk(group.base.parent, output)
         raise PipelineError(
             f"{model.name}: llama-perplexity failed (status {status}):\n"
             f"{last_lines(_log(tool, model), 5)}",

@@ -14,6 +14,7 @@ from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, stat_cache
+from pipeline.core.store.publish import require_disk
 
 from . import contents, gguf, tools
 from .gguf_format import MAGIC
@@ -101,12 +102,13 @@ def make(
                 ),
             )
         if status or not made.stat().st_size:
+            require_disk(made.parent, last_lines(log))
             raise PipelineError(
                 f"the importance matrix could not be computed from {text} (status {status}):\n"
                 f"{last_lines(log, 5)}",
                 f"the text must have some thousand words at least; the whole log is {log}",
             )
-        gguf.read(made)
+        tools.read_made(made)
 
     target = folder / f"{name}.gguf"
     artifacts.make(target, recipe, maker, sandbox=strength().name)

@@ -142,7 +142,7 @@ def make(
                 convert.require_whole_converter(home, log_file)
                 raise convert.failed(conversion, status, log_file)
             result = json.loads(result_file.read_text(encoding="utf-8"))
-        gguf.read(made)
+        tools.read_made(made)
         recipe["input"] = f"sha256:{result['sha256']}"
         if quantization.types is not None:
             mix_file.record(quantization, home, tool, recipe["input"], force=force)

@@ -15,11 +15,12 @@ from typing import Any
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import Home, require_writable
+from pipeline.core.paths import Home
 from pipeline.core.process import last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, json_file, receipts, stat_cache
+from pipeline.core.store.publish import require_disk
 from pipeline.core.store.receipts import Recipe
 
 from . import gguf, imatrix, mix, quants, tensor_errors, texts, tools
@@ -247,7 +248,7 @@ def make(
                 cwd=matrix and matrix.parent,
                 on_line=watch,
             )
-        gguf.read(made)  # the program does not notice a full disk, this does
+        tools.read_made(made)
         if check:
             check(made)
 
@@ -303,7 +304,7 @@ def run_program(
         ),
     )
     if status:
-        require_writable(made.parent)  # the program does not print that the disk is full
+        require_disk(made.parent, last_lines(log))
         raise PipelineError(
             f"quantizing {name} failed (status {status}):\n{last_lines(log, 5)}",
             f"the whole log is {log}",

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
 from pipeline.core.store.locks import only_one
-from pipeline.core.store.publish import disk_errors, part, publish_file, remove
+from pipeline.core.store.publish import disk_errors, part, publish_file, remove, require_disk
 
 from . import contents, convert, converter, foreign_code, gguf, safetensors, staging, tools
 from .checkpoint import is_plain
@@ -95,6 +95,7 @@ def safetensors_skeleton(
             if status in (-1, TOO_MUCH):  # it did not end, or it would compute the weights
                 return None
             if status:
+                require_disk(target.parent, out + err)
                 output = "\n".join(f"  | {line}" for line in (out + err).splitlines()[-8:])
                 message = f"{name}: the converter refuses its headers (status {status}):\n{output}"
                 code = foreign_code.classes(files)

@@ -19,9 +19,9 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import require_writable
 from pipeline.core.process import outcome
 from pipeline.core.progress import Update
+from pipeline.core.store.publish import require_disk
 
 from . import contents, gguf_format, tools
 from .gguf_format import ARRAY, SCALARS, STRING, TensorInfo, padded
@@ -191,7 +191,7 @@ def _quantize(
         ),
     )
     if status:
-        require_writable(made.parent)  # the program does not print that the disk is full
+        require_disk(made.parent, out + err)
         last = "\n".join((out + err).strip().splitlines()[-3:])
         raise PipelineError(f"llama-quantize fails on a sample of the model ({status}):\n{last}")
 

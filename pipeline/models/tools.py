@@ -12,7 +12,12 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.core import environment, log
+from pipeline.core.errors import PipelineError
 from pipeline.core.sandbox import Sandbox, is_off, strength
+from pipeline.core.store.publish import require_disk
+
+from . import gguf
+from .gguf import Header
 
 GIB = 1024**3
 HEADER_MEMORY = 4 * GIB  # for reading a header and computing from it
@@ -72,6 +77,16 @@ def seconds(step: str, weights: int) -> float:
     """The time limit of a step: longer than the slowest machine takes for these weights."""
     start, bytes_a_second = SLOWEST[step]
     return start + weights / bytes_a_second
+
+
+def read_made(made: Path) -> Header:
+    """The header of a GGUF that a program has made. Raises PipelineError where it is not whole; of
+    a full disk the programs do not always notice."""
+    try:
+        return gguf.read(made)
+    except PipelineError:
+        require_disk(made.parent)
+        raise
 
 
 def env() -> dict[str, str]:

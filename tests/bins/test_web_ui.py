@@ -50,7 +50,7 @@ if [ "$1" = ci ]; then
     hang) echo "npm http fetch GET"; sleep 600 ;;
     drip) while sleep 0.1; do echo "npm http fetch GET"; done ;;
     fail) echo "npm error code ENOTFOUND"; exit 1 ;;
-    full) echo "npm error code ENOSPC"; exit 228 ;;
+    full) echo "npm error nospc ENOSPC: no space left on device, write"; exit 228 ;;
   esac
   mkdir node_modules && exit 0
 fi
@@ -415,7 +415,7 @@ class TestFailures:
         ("mode", "message", "hint"),
         [
             ("fail", r"npm ci ended with 1\):\n(.*\n)*.*ENOTFOUND", "check the network"),
-            ("full", r"npm ci ended with 228", "the disk is full"),
+            ("full", r"npm ci ended with 228", "free some space"),
             ("broken", r"npm run ended with 1\):\n(.*\n)*.*gone.js", "the whole log is"),
             ("nothing", "built a page without index.html, manifest", "the whole log is"),
             ("incomplete", r"built a page without sw.js, bundle\*.js", "the whole log is"),

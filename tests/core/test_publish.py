@@ -5,11 +5,13 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 from core_tools import NO_RENAMEAT2, child, finish, line, names
+from disks import disk
 from kills import Kills
 
 from pipeline.core.errors import PipelineError
@@ -85,6 +87,7 @@ def test_where_no_exchange_exists_two_renames_do_it(tmp_path: Path) -> None:
     folder(publish.part(target), "new")
     script = f"""{NO_RENAMEAT2}
 import sys
+import tempfile
 from pathlib import Path
 from pipeline.core.store import publish
 target = Path(sys.argv[1])
@@ -122,6 +125,7 @@ def test_what_a_cut_left_is_finished_or_undone(
 
 FOREVER = """
 import sys
+import tempfile
 from itertools import count
 from pathlib import Path
 from pipeline.core.store import publish
@@ -237,3 +241,40 @@ def test_what_a_program_prints_of_the_disk(tmp_path: Path) -> None:
     found = publish.disk_error_in("cp: x: No space left on device\nfailed", tmp_path)
     assert found is not None and f"{tmp_path}: disk full" in found.message
     assert publish.disk_error_in("cp: x: Permission denied", tmp_path) is None
+    npm = publish.disk_error_in("npm error nospc ENOSPC: no space left on device, write", tmp_path)
+    assert npm is not None and f"{tmp_path}: disk full" in npm.message
+
+
+def test_a_disk_that_a_program_fills_up_in_silence(tmp_path: Path) -> None:
+    publish.require_disk(tmp_path, "it crashed")
+    with disk(tmp_path / "disk", "size=64k"):
+        fill(tmp_path / "disk")
+        with pytest.raises(PipelineError, match="cannot be written to: No space") as caught:
+            publish.require_disk(tmp_path / "disk", "it crashed")
+    assert caught.value.hint.startswith("free some space")
+
+
+def fill(folder: Path) -> None:
+    (folder / "filler").write_bytes(b"\0" * shutil.disk_usage(folder).free)
+
+
+def test_the_disk_that_is_full_is_the_one_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for error in (
+        OSError(errno.ENOSPC, "full", "/elsewhere/sub/file"),
+        OSError(errno.ENOSPC, "full", str(home / "from"), None, "/elsewhere/sub/to"),  # of a copy
+    ):
+        with pytest.raises(PipelineError) as caught, publish.disk_errors(home):
+            raise error
+        assert caught.value.message.startswith("/elsewhere/sub: disk full;")
+        assert caught.value.hint == "free some space"
+    with disk(tmp_path / "tmp", "size=64k"):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+        a_write = OSError(errno.ENOSPC, "full")  # names no path
+        assert f"{home}: disk full" in publish.described(a_write, home)
+        fill(tmp_path / "tmp")
+        said = publish.described(a_write, home)
+    assert f"{tmp_path / 'tmp'}: disk full" in said and "set TMPDIR to" in said

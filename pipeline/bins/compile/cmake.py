@@ -20,7 +20,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.process import last_lines, outcome, run
 from pipeline.core.progress import bar, duration
 from pipeline.core.store import json_file
-from pipeline.core.store.publish import disk_error_in, flush, flush_folder, publish_text, remove
+from pipeline.core.store.publish import disk_problem, flush, flush_folder, publish_text, remove
 from pipeline.core.text import size
 
 FIRST_ERRORS = 5
@@ -254,8 +254,8 @@ def failed(status: int, errors: Sequence[str], log: Path) -> PipelineError:
     """The error for a failed build: its first errors and a hint."""
     reason = "\n".join(f"  | {line}" for line in errors[:FIRST_ERRORS]) or last_lines(log)
     hint = f"the whole log is {log}"
-    if full := disk_error_in(reason, log.parent):
-        hint = f"{full.hint}; {hint}"
+    if why := disk_problem(log.parent, reason):
+        reason, hint = f"{reason}\n{why.message}", f"{why.hint}; {hint}"
     elif any(KILLED.search(line) for line in errors):
         hint = f"out of memory: set a lower jobs=; {hint}"
     return PipelineError(f"llama.cpp could not be built (status {status}):\n{reason}", hint)

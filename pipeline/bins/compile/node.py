@@ -25,6 +25,7 @@ from pipeline.core.paths import Home
 from pipeline.core.process import LAST_LINES, WINDOWS, capture, last_lines, run
 from pipeline.core.progress import bar
 from pipeline.core.store import stat_cache
+from pipeline.core.store.publish import disk_problem
 
 INSTALL = ("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--include=dev")
 BUILD = ("run", "build")
@@ -226,8 +227,8 @@ class Project(Struct, frozen=True):
             return
         lines = last_lines(self.log, DOWNLOADS).splitlines()
         output = "\n".join([line for line in lines if "| npm http " not in line][-LAST_LINES:])
-        if "ENOSPC" in output:
-            advice = "the disk is full: free some space and run the same command again"
+        if why := disk_problem(self.folder, output):
+            output, advice = f"{output}\n{why.message}", why.hint
         hints = (advice, f"the whole log is {self.log}", WITHOUT)
         raise PipelineError(
             f"llama.cpp's page could not be built (npm {words[0]} ended with {status}):\n{output}",

@@ -7,12 +7,13 @@ import glob
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import CHOSEN_BY
+from pipeline.core.paths import CHOSEN_BY, require_writable
 from pipeline.core.text import size
 
 from .locks import own_name
@@ -20,6 +21,7 @@ from .locks import own_name
 # File systems need some space of their own, and estimates are not exact.
 SPARE_BYTES = 64 * 1024 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what a user may have of it
+LEAST_BYTES = 64 * 1024  # with less free a disk counts as full
 TRIES = 20  # to put a folder in its place where no lock keeps others away
 
 _reachable: set[tuple[Path, int]] = set()  # folders by inode whose own names are on the disk
@@ -67,13 +69,15 @@ def disk_errors(folder: Path, chosen_by: str = CHOSEN_BY) -> Iterator[None]:
 
 def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> PipelineError | None:
     """The error for a full, failing or read-only disk, with the next step; None for any other.
-    `folder` is on that disk."""
+    `folder` is on that disk, unless the error names another path."""
     where = _place(error, folder)
     if error.errno in FULL:
+        full = _full_folder(where, folder)
         limit = "disk full" if error.errno == errno.ENOSPC else "disk quota exceeded"
+        variable = {_temporary(): "TMPDIR", folder: chosen_by}.get(full)
+        other = f", or set {variable} to a folder on another disk" if variable else ""
         return PipelineError(
-            f"{folder}: {limit}; the unfinished file was discarded",
-            f"free some space, or set {chosen_by} to a folder on another disk",
+            f"{full}: {limit}; the unfinished file was discarded", f"free some space{other}"
         )
     if error.errno == errno.EIO:
         return PipelineError(
@@ -90,15 +94,56 @@ def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> Pipe
 
 def disk_error_in(output: str, folder: Path) -> PipelineError | None:
     """As `disk_error`, from the output of a program that could not write into `folder`."""
-    errors = (OSError(number, os.strerror(number)) for number in (*FULL, errno.EIO, errno.EROFS))
-    printed = (error for error in errors if error.strerror and error.strerror in output)
-    return next((disk_error(error, folder) for error in printed), None)
+    printed = output.casefold()  # npm writes the system's words without capitals
+    for number in (*FULL, errno.EIO, errno.EROFS):
+        if os.strerror(number).casefold() in printed:
+            return disk_error(OSError(number, os.strerror(number)), folder)
+    return None
+
+
+def disk_problem(folder: Path, output: str = "") -> PipelineError | None:
+    """The error where the disk of `folder` is why a program failed that wrote there: by its
+    `output`, or since nothing can be written. Many programs do not say that it is full."""
+    try:
+        require_writable(folder)
+    except PipelineError as error:
+        return disk_error_in(output, folder) or error
+    return disk_error_in(output, folder)
+
+
+def require_disk(folder: Path, output: str = "") -> None:
+    """Raise the PipelineError of `disk_problem`, if there is one."""
+    if error := disk_problem(folder, output):
+        raise error
 
 
 def _place(error: OSError, folder: Path) -> Path:
-    """The path that an error names, if it is whole: what removes a folder names the file alone."""
-    path = Path(error.filename) if isinstance(error.filename, str) else folder
+    """The path that an error names, of two the one that is written, if it is whole: what removes a
+    folder names the file alone."""
+    named = error.filename2 or error.filename
+    path = Path(named) if isinstance(named, str) else folder
     return path if path.is_absolute() else folder
+
+
+def _full_folder(where: Path, folder: Path) -> Path:
+    """The folder whose disk is full: that of the path `where`, which may be anything in `folder`,
+    or the one for temporary files, where that disk alone has no room: a write names no path."""
+    if not where.is_relative_to(folder):
+        return where.parent
+    has_room = _free(folder) >= LEAST_BYTES
+    return _temporary() if has_room and _free(_temporary()) < LEAST_BYTES else folder
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+def _free(folder: Path) -> int:
+    """The bytes that are free on its disk; 0 where it is not there."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def described(error: OSError, folder: Path) -> str:
