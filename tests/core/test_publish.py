@@ -4,6 +4,7 @@ import errno
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -61,6 +62,16 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @linux
+def test_what_a_killed_process_left_beside_a_file_goes(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as running:
+        (tmp_path / f".page.html.{running.pid}.part").touch()
+        (tmp_path / ".page.html.2147483647.part").touch()  # more than the system gives
+        (tmp_path / ".page.html.old.part").touch()  # of somebody else
+        publish.publish_beside(tmp_path / "page.html", b"x")
+        running.kill()
+    assert names(tmp_path) == [f".page.html.{running.pid}.part", ".page.html.old.part", "page.html"]
+
+
 def test_no_reader_ever_sees_it_missing(tmp_path: Path) -> None:
     target, done, looks, missed = folder(tmp_path / "bins", "old"), threading.Event(), 0, 0
 

@@ -219,13 +219,25 @@ def publish_text(target: Path, text: str) -> None:
 
 def publish_beside(target: Path, data: bytes) -> None:
     """Write a small file, all of it or nothing, into a folder that need not be ours: no lock is
-    left there, and each process has a name of its own for what it writes."""
+    left there, and each process has a name of its own for what it writes. What one left that was
+    killed is removed."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        number = left.name.removesuffix(".part").rpartition(".")[2]
+        if number.isdecimal() and not _runs(int(number)):
+            left.unlink(missing_ok=True)
     made = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         made.write_bytes(data)
         publish_file(made, target)
     finally:
         made.unlink(missing_ok=True)
+
+
+def _runs(number: int) -> bool:
+    """Whether a process has this number."""
+    import psutil
+
+    return psutil.pid_exists(number)
 
 
 def publish_same(file: Path, target: Path) -> None:
