@@ -155,7 +155,7 @@ def cluster_servers(
     servers: Servers, configuration: Configuration, options: Options
 ) -> list[ClusterServer]:
     """Each instance as a replica runs it, with what it needs of a node. Raises PipelineError."""
-    cards = len(nvidia.find()) if options.gpus is None else options.gpus
+    has_card = bool(nvidia.find())
     specs = {spec.name: spec for spec in configuration.enabled}
     models = {name: servers.model_of(spec) for name, spec in specs.items() if spec.model}
     check.require_known([*servers.models.values()])
@@ -173,11 +173,13 @@ def cluster_servers(
     made = []
     for server in planned:
         spec = specs[server.name]
+        parts = adapt.gpus_of_vllm(spec)
+        usual = parts if parts > 1 else int(has_card)
         resources, note = adapt.resources(
             spec,
             threads=int(number) if (number := _text(spec, "threads", "t")).isdecimal() else 0,
             memory=memory(servers, spec, server),
-            default_gpus=min(1, cards) if options.gpus is None else cards,
+            default_gpus=usual if options.gpus is None else options.gpus,
         )
         if note:
             log.info(f"{spec.place}: {note}")

@@ -15,7 +15,7 @@ import yaml
 from cluster_tools import IMAGE, VERSIONS
 from conftest import Doit
 from fakes import ray_dashboard
-from fakes.ray_dashboard import Dashboard
+from fakes.ray_dashboard import Dashboard, node
 
 from pipeline.deploy.ray import environment
 from pipeline.serve.config import toml_form
@@ -245,6 +245,73 @@ def test_a_device_asks_for_its_backend(write: Writer) -> None:
     write(CHAT + 'device = "Vulkan1"\n')
     options = write.application("chat")["deployments"][0]["ray_actor_options"]
     assert [*options["resources"]] == ["backend:vulkan"]
+
+
+# A model that no node holds
+
+DIVIDED = """
+[instance.big.control]
+engine = "vllm"
+[instance.big.server]
+model = "org/big"
+tensor_parallel_size = 2
+extra_args = ["-pp", "2"]
+distributed_executor_backend = "ray"
+"""
+
+
+def test_vllm_on_several_nodes_has_a_placement_group(write: Writer) -> None:
+    printed = write(DIVIDED, IMAGE, "gpus=2")
+    assert "4 GPUs requested, on as few nodes as have them" in printed
+    big = write.application("big")
+    (replica,) = big["deployments"]
+    first, *others = replica["placement_group_bundles"]
+    assert first["GPU"] == 1 and first["CPU"] == 1 and first["memory"] > 0
+    assert others == [{"GPU": 1}] * 3, "vLLM takes one GPU of each"
+    assert replica["placement_group_strategy"] == "PACK"
+    assert replica["ray_actor_options"]["num_gpus"] == 0, "they are for vLLM's workers"
+    text = tomllib.loads(big["args"]["configuration"])
+    assert text["master"]["api_server_module"] == "pipeline.deploy.ray.vllm_in_group"
+    _, service = yaml.safe_load_all((write.out / "rayservice.yaml").read_text("utf-8"))
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1:]
+    assert group["replicas"] == 2 and group["rayStartParams"]["num-gpus"] == "2"
+
+
+def test_vllm_on_one_node_has_all_gpus_of_its_parts(write: Writer) -> None:
+    write(DIVIDED.replace('distributed_executor_backend = "ray"', ""))
+    (replica,) = write.application("big")["deployments"]
+    assert replica["ray_actor_options"]["num_gpus"] == 4
+    assert "placement_group_bundles" not in replica
+
+
+def test_a_divided_model_has_to_fit_all_nodes(write: Writer, board: Dashboard) -> None:
+    where = (f"address={board.url}", "start=1")
+    board.nodes = [node(f"10.0.0.{number}", GPU=2.0) for number in (1, 2)]
+    write(DIVIDED, *where)
+    assert len(board.puts) == 1
+    printed = write(DIVIDED.replace('"-pp", "2"', '"-pp", "3"'), *where, status=3)
+    assert "big: needs 6 GPUs of all nodes together, and they have 4" in printed
+    assert "node 10.0.0.2: has 4 CPUs, 2 GPUs" in printed
+    printed = write(DIVIDED.replace('distributed_executor_backend = "ray"', ""), *where, status=3)
+    assert "big: needs 1 CPU, 4 GPUs" in printed and "on one node, and no node has" in printed
+    assert '[instance.big.server] distributed_executor_backend = "ray"' in printed
+    assert len(board.puts) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ('engine = "vllm"', 'engine = "vllm"\ngpu_ids = "0,1"', "names cards of one machine"),
+        ('extra_args = ["-pp", "2"]', "data_parallel_size = 2", "write control.replicas instead"),
+        (
+            "\n[instance.big.c",
+            "[master]\napi_server_module = 'x'\n[instance.big.c",
+            "cannot be chosen",
+        ),
+    ],
+)
+def test_what_cannot_be_divided(write: Writer, old: str, new: str, error: str) -> None:
+    assert error in write(DIVIDED.replace(old, new), status=3)
 
 
 # Kubernetes

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cluster_tools import IMAGE
 from conftest import Doit, free_port, get, wait_for
-from test_ray import CHAT, SECOND, Writer
+from test_ray import CHAT, DIVIDED, SECOND, Writer
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
@@ -45,7 +45,7 @@ def rays_python(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_rays_own_schema_takes_what_is_written(write: Writer, rays_python: Path) -> None:
     text = CHAT + SECOND + 'api_key_file = "/etc/llama/key"\nmodels = { "gpt-*" = "chat" }\n'
-    write(text + CHAT.replace("chat", "vision").replace('"none"', '"GPU-5f"'), IMAGE)
+    write(text + CHAT.replace("chat", "vision").replace('"none"', '"GPU-5f"') + DIVIDED, IMAGE)
     _, service = yaml.safe_load_all((write.out / "rayservice.yaml").read_text("utf-8"))
     texts = [(write.out / "serve.yaml").read_text("utf-8"), service["spec"]["serveConfigV2"]]
     done = subprocess.run(
@@ -56,7 +56,7 @@ def test_rays_own_schema_takes_what_is_written(write: Writer, rays_python: Path)
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["4", "4"]
+    assert done.stdout.split() == ["5", "5"]
 
 
 # A Ray on this machine

@@ -14,4 +14,5 @@ imports it.
     replica        one server on one node
     relay          lets requests with a lease through to it
     local_server   the server itself: `up` in a process of its own
+    vllm_in_group  vLLM's server, where its model is divided among nodes
 """

@@ -3,6 +3,7 @@ what no node could know is an error."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,12 +13,13 @@ from pipeline.bins.binaries import DEVICES
 from pipeline.core.environment import is_credential
 from pipeline.core.text import plural
 from pipeline.models import quants
+from pipeline.serve.config import instances
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value
 from pipeline.serve.config.llama import LISTS
 from pipeline.serve.config.options import PATHS, normalized
 from pipeline.serve.flags import Flag
-from pipeline.serve.server import DEMAND, LLAMA_CPP
+from pipeline.serve.server import DEMAND, LLAMA_CPP, VLLM
 
 from .config import Resources
 
@@ -51,6 +53,11 @@ IN_WORDS = ("--host", "--port", "--api-key", "--api-key-file", "--api-prefix")
 MASTER = ("pixi_project_dir", "pixi_environment", "api_server_module", "python", "llama_cpp_path")
 PATHS_OF_MASTER = ("pixi_project_dir", "python", "llama_cpp_path")
 
+# vLLM has a process on a GPU for each part of a model that it divides in these ways.
+PARTS = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
+EXECUTOR = "distributed-executor-backend"  # `ray`: on several nodes
+IN_GROUP = "pipeline.deploy.ray.vllm_in_group"  # stands for vLLM's module there
+
 
 def errors(spec: InstanceSpec, flags: Mapping[str, Flag]) -> Iterator[str]:
     """What a cluster cannot run of an instance. `flags` are llama-server's options."""
@@ -75,8 +82,32 @@ def errors(spec: InstanceSpec, flags: Mapping[str, Flag]) -> Iterator[str]:
         ):
             why = f" = {path}: a node has no folder to start at; write the path that all nodes have"
             yield spec.line(f"server.{name}", why)
+    yield from _errors_of_divided(spec)
     if (quant := spec.model.get("quant", "")).upper() in quants.DECIDED:
         yield f"{spec.at('model.quant')} = {quant}: depends on one machine's memory; name a quant"
+
+
+def _errors_of_divided(spec: InstanceSpec) -> Iterator[str]:
+    """What cannot be of a vLLM on several nodes."""
+    if not is_divided(spec):
+        return
+    if spec.control.gpu_ids not in (None, "all"):
+        why = f" = {spec.control.gpu_ids}: names cards of one machine, and several are used"
+        yield spec.line("control.gpu_ids", why)
+    if instances.resolve(spec, None).number("data-parallel-size") > 1:
+        why = ": vLLM places each of these by itself; write control.replicas instead"
+        yield spec.line("server.data-parallel-size", why)
+
+
+def gpus_of_vllm(spec: InstanceSpec) -> int:
+    """On how many GPUs vLLM divides the model of an instance."""
+    resolved = instances.resolve(spec, None)
+    return math.prod(resolved.number(name) or 1 for name in PARTS) if spec.engine == VLLM else 1
+
+
+def is_divided(spec: InstanceSpec) -> bool:
+    """Whether these GPUs may be on several nodes."""
+    return spec.engine == VLLM and instances.resolve(spec, None).text(EXECUTOR) == "ray"
 
 
 def _paths(name: str, value: Value) -> Iterator[str]:
@@ -105,6 +136,9 @@ def of_file(configuration: Configuration) -> Iterator[str]:
         if path and ("/" in path or "\\" in path) and not is_absolute(path):
             why = "a node has no folder to start at; write the path that all nodes have"
             yield f"{configuration.label}: master.{name} = {path}: {why}"
+    if "api_server_module" in master.model_fields_set and any(map(is_divided, configuration.specs)):
+        why = f'cannot be chosen with {EXECUTOR.replace("-", "_")} = "ray"; leave it out'
+        yield f"{configuration.label}: master.api_server_module: {why}"
 
 
 def notes(spec: InstanceSpec) -> Iterator[str]:
@@ -139,6 +173,9 @@ def cards(spec: InstanceSpec, default: int) -> tuple[int, dict[str, float], str]
     """The GPUs that a replica needs, the cards that it names as resources of a node, and a note for
     the user. `default` is for an instance that names none."""
     ids = spec.control.gpu_ids
+    if is_divided(spec):
+        count = gpus_of_vllm(spec)
+        return count, {}, f"{plural(count, 'GPU')} requested, on as few nodes as have them"
     if ids == "none":
         return 0, {}, ""
     if ids in (None, "all"):
@@ -165,6 +202,7 @@ def resources(
         gpus=gpus,
         memory=min(memory, WITH_GPU) if on_card else memory,
         custom=custom,
+        is_divided=is_divided(spec),
     ), note
 
 
@@ -208,6 +246,8 @@ def text(spec: InstanceSpec, configuration: Configuration, ctx_size: int) -> str
         tables["model"] = _model(spec.model)
     master = configuration.master
     own = {n: getattr(master, n) for n in MASTER if n in master.model_fields_set}
+    if is_divided(spec):
+        own["api_server_module"] = IN_GROUP
     file = {**({"master": own} if own else {}), "instance": {spec.name: tables}}
     return tomli_w.dumps(file)
 

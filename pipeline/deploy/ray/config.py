@@ -17,6 +17,7 @@ from pipeline.serve.server import BOOT, DEMAND, GATEWAY, LLAMA_CPP, Server
 OURS = "pipeline.deploy.ray.app:"  # begins the import path of every application of ours
 SERVER_APP, GATEWAY_APP = f"{OURS}server", f"{OURS}gateway"
 REPLICA, INGRESS = "Replica", "Ingress"  # their deployments
+CPU, GPU, MEMORY = "CPU", "GPU", "memory"  # as Ray names them; memory in bytes
 
 DRAIN_SECONDS = 300.0  # that answers under way have when a replica is to stop
 HEALTH_PERIOD = 10.0  # seconds
@@ -31,22 +32,43 @@ INGRESS_REQUESTS = 1000  # that one replica of the gateway has under way
 
 class Resources(Struct, frozen=True, kw_only=True):
     """What a replica needs of a node. `memory` in bytes; `custom` by name, such as
-    `backend:vulkan`."""
+    `backend:vulkan`. With `is_divided` the GPUs may be on several nodes, and all else is needed of
+    the node with the first of them."""
 
     cpus: float = 1.0
     gpus: int = 0
     memory: int = 0
     custom: Mapping[str, float] = field(default_factory=dict)
+    is_divided: bool = False
 
     @property
-    def actor_options(self) -> dict[str, Any]:
-        """As Ray names them."""
-        return {
-            "num_cpus": self.cpus,
-            "num_gpus": self.gpus,
-            "memory": self.memory,
-            **({"resources": dict(self.custom)} if self.custom else {}),
+    def amounts(self) -> dict[str, float]:
+        """All of it by Ray's names; without those of which none is needed."""
+        named = {CPU: self.cpus, GPU: self.gpus, MEMORY: self.memory, **self.custom}
+        return {name: count for name, count in named.items() if count}
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """The same in parts that a node each can hold: vLLM takes one GPU of each."""
+        if not self.is_divided:
+            return [self.amounts]
+        others: list[dict[str, float]] = [{GPU: 1}] * (self.gpus - 1)
+        return [{**self.amounts, GPU: 1}, *others]
+
+    @property
+    def deployment_options(self) -> dict[str, Any]:
+        """As Serve names them. Where they are divided, the replica itself takes no GPU."""
+        options: dict[str, Any] = {
+            "ray_actor_options": {
+                "num_cpus": self.cpus,
+                "num_gpus": 0 if self.is_divided else self.gpus,
+                "memory": self.memory,
+                **({"resources": dict(self.custom)} if self.custom else {}),
+            }
         }
+        if self.is_divided:  # on as few nodes as possible
+            options |= {"placement_group_bundles": self.bundles, "placement_group_strategy": "PACK"}
+        return options
 
 
 class ServedOnCluster(Struct, frozen=True, kw_only=True):
@@ -156,7 +178,7 @@ def serve_config(
                         "max_ongoing_requests": INGRESS_REQUESTS,
                         "user_config": json.decode(json.encode(known)),
                         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-                        "ray_actor_options": needed.actor_options,
+                        **needed.deployment_options,
                     }
                 ],
             },
@@ -180,7 +202,7 @@ def application(server: ClusterServer) -> dict[str, Any]:
                 "health_check_period_s": HEALTH_PERIOD,
                 "health_check_timeout_s": probe + HEALTH_MARGIN,
                 "graceful_shutdown_timeout_s": DRAIN_SECONDS + server.server.stop_timeout,
-                "ray_actor_options": server.resources.actor_options,
+                **server.resources.deployment_options,
             }
         ],
     }

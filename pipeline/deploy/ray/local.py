@@ -22,8 +22,9 @@ from pipeline.core.process import last_lines, start_detached
 from pipeline.core.store.publish import remove
 
 from .cluster import Cluster, ClusterGone
+from .config import CPU, GPU, MEMORY
 from .environment import COMMAND, make_token, with_token
-from .nodes import CPU, GPU, MEMORY, ClusterNode
+from .nodes import ClusterNode
 
 if TYPE_CHECKING:
     import psutil

@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError
@@ -49,11 +50,19 @@ class LocalServer:
     _process: Process | None = None
 
     def __init__(
-        self, home: Home, name: str, configuration: str, lock: str, log_file: Path
+        self,
+        home: Home,
+        name: str,
+        configuration: str,
+        lock: str,
+        log_file: Path,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """Write its files: `configuration` is the text of a file with this one instance, `lock`
-        that of its pipeline.lock or empty. Raises PipelineError."""
+        that of its pipeline.lock or empty, `env` more variables of the server. Raises
+        PipelineError."""
         self.name, self._home, self._log_file = name, home, log_file
+        self._env = dict(env or {})
         self._held = contextlib.ExitStack()
         file_name = re.sub(r"[^\w.-]+", "-", name)
         with disk_errors(home.run):
@@ -94,7 +103,8 @@ class LocalServer:
     def _overrides(self) -> str:
         """What differs on a cluster: several replicas of an instance may run on this node, and
         Serve decides how long each does."""
-        control = {"log_file": str(self._log_file), "start": BOOT, "idle_timeout": 0}
+        control: dict[str, Any] = {"log_file": str(self._log_file), "start": BOOT}
+        control |= {"idle_timeout": 0, "env": self._env}
         server = {"host": HOST, "port": _free_port()}
         instance = {self.name: {"control": control, "server": server}}
         return json.dumps({"instance": instance, "gateway": {"enable": False}})

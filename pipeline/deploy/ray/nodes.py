@@ -8,10 +8,9 @@ from msgspec import Struct
 
 from pipeline.core.errors import UsageError
 from pipeline.core.text import plural, size
+from pipeline.serve.server import VLLM
 
-from .config import INGRESS_CPUS, ClusterServer, Resources
-
-CPU, GPU, MEMORY = "CPU", "GPU", "memory"  # as Ray names them; memory in bytes
+from .config import CPU, GPU, INGRESS_CPUS, MEMORY, ClusterServer
 
 
 class ClusterNode(Struct, frozen=True, kw_only=True):
@@ -26,25 +25,31 @@ class ClusterNode(Struct, frozen=True, kw_only=True):
         return all(self.resources.get(name, 0) >= count for name, count in needed.items())
 
 
-def amounts(resources: Resources) -> dict[str, float]:
-    """The resources by Ray's names; without those of which none is needed."""
-    named = {CPU: resources.cpus, GPU: resources.gpus, MEMORY: resources.memory}
-    return {name: count for name, count in {**named, **resources.custom}.items() if count}
-
-
 def require_fit(servers: Sequence[ClusterServer], nodes: Sequence[ClusterNode]) -> None:
-    """Raise UsageError that names each server that fits no node, with the figures."""
-    lines = []
+    """Raise UsageError that names each server that fits no node, or is divided and does not fit
+    all of them together, with the figures."""
+    gpus = sum(int(node.resources.get(GPU, 0)) for node in nodes)
+    lines, hints = [], ["set server.ctx_size or a smaller quant, gpus=, or add a node with more"]
     for server in servers:
-        needed = amounts(server.resources)
-        if not any(node.holds(needed) for node in nodes):
-            lines.append(f"{server.name}: needs {shown(needed)} on one node, and no node has that")
+        resources = server.resources
+        first, *others = resources.bundles
+        if not any(node.holds(first) for node in nodes):
+            lines.append(f"{server.name}: needs {shown(first)} on one node, and no node has that")
+        elif others and gpus < resources.gpus:
+            lines.append(
+                f"{server.name}: needs {shown({GPU: resources.gpus})} of all nodes together, "
+                f"and they have {gpus}"
+            )
+        else:
+            continue
+        if server.server.engine == VLLM and 1 < resources.gpus <= gpus and not others:
+            key = f'[instance.{server.name}.server] distributed_executor_backend = "ray"'
+            hints.append(f"have vLLM divide the model among nodes: {key}")
     if not lines:
         return
-    wanted = {name for server in servers for name in amounts(server.resources)}
+    wanted = {name for server in servers for name in server.resources.amounts}
     lines += [f"node {node.ip}: has {shown(_only(node, wanted))}" for node in nodes]
-    hint = "set server.ctx_size or a smaller quant, gpus=, or add a node with more"
-    raise UsageError("\n".join(lines), hint)
+    raise UsageError("\n".join(lines), "; or ".join(hints))
 
 
 def short(servers: Sequence[ClusterServer], ingresses: int, nodes: Sequence[ClusterNode]) -> str:
@@ -52,7 +57,7 @@ def short(servers: Sequence[ClusterServer], ingresses: int, nodes: Sequence[Clus
     one of each that may have none; empty where they have enough, as far as sums tell."""
     needed: dict[str, float] = {CPU: ingresses * INGRESS_CPUS}
     for server in servers:
-        for name, count in amounts(server.resources).items():
+        for name, count in server.resources.amounts.items():
             needed[name] = needed.get(name, 0) + count * max(1, server.replicas[0])
     there = {name: sum(node.resources.get(name, 0) for node in nodes) for name in needed}
     missing = {name: count for name, count in needed.items() if count > there[name]}

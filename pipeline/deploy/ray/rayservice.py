@@ -46,18 +46,26 @@ class PodGroup(Struct, frozen=True, kw_only=True):
     most: int
 
 
-def groups(servers: Sequence[ClusterServer], ingresses: int) -> list[PodGroup]:
-    """The gateway's pods, and those of each kind of node, named after the first server on it."""
+def groups(servers: Sequence[ClusterServer], options: Options) -> list[PodGroup]:
+    """The gateway's pods, and those of each kind of node, named after the first server on it. A
+    server that is divided has pods with gpus= GPUs each."""
+    ingresses = options.gateway_replicas
     made = {GATEWAY: PodGroup(name=GATEWAY, resources=ON_GATEWAY, least=ingresses, most=ingresses)}
     for server in servers:
-        name, (least, most) = json.dumps(server.resources.actor_options), server.replicas
+        resources, (least, most) = server.resources, server.replicas
+        if resources.is_divided:
+            each = min(options.gpus or 1, resources.gpus)
+            pods = math.ceil(resources.gpus / each)
+            resources = replace(resources, gpus=each, is_divided=False)
+            least, most = least * pods, most * pods
+        name = json.dumps(resources.amounts)
         before = made.get(name)
         made[name] = (
             replace(before, least=before.least + least, most=before.most + most)
             if before
             else PodGroup(
                 name=kubernetes_name(server.name),
-                resources=server.resources,
+                resources=resources,
                 least=least,
                 most=most,
             )
@@ -86,7 +94,7 @@ def documents(
         ingresses=options.gateway_replicas,
         ingress=ON_GATEWAY,
     )
-    made = groups(servers, options.gateway_replicas)
+    made = groups(servers, options)
     labels = {"app.kubernetes.io/part-of": configuration}
     namespace = {"namespace": options.namespace} if options.namespace else {}
     scaling = {

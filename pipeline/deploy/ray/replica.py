@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ray.experimental import internal_kv
 
 from pipeline.core import paths
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import REPOSITORY
 from pipeline.core.process.lifetime import end_with_parent
 from pipeline.serve.guard.relay import Address
 from pipeline.serve.health import key
@@ -20,6 +22,7 @@ from pipeline.serve.health import key
 from .local_server import LocalServer
 from .peers import ModelPeers, models_of
 from .relay import Relay
+from .vllm_in_group import GROUP
 
 NAMESPACE = "llama-pipeline"  # of our keys at the cluster's head
 
@@ -35,7 +38,7 @@ class Replica:
         self._relay: Relay | None = None
         self._listening = asyncio.Lock()
         self._peers = ModelPeers(HeadStore(), self._host)
-        self._server = LocalServer(home, name, configuration, lock, log_file())
+        self._server = LocalServer(home, name, configuration, lock, log_file(), in_group())
         try:
             models = models_of(self._server.lock_file, home)
             with self._peers.bring(models):
@@ -113,6 +116,20 @@ class HeadStore:
     def keys(self, prefix: str) -> list[str]:
         keys = internal_kv._internal_kv_list(prefix, namespace=NAMESPACE)
         return [str(key, "utf-8") for key in keys]
+
+
+def in_group() -> dict[str, str]:
+    """The variables by which vLLM finds this replica's placement group; none where it has none."""
+    group = ray.util.get_current_placement_group()
+    if group is None:
+        return {}
+    return {
+        **{name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")},
+        "PYTHONPATH": str(REPOSITORY),
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_DEDUP_LOGS": "0",  # each line reaches the log
+        GROUP: group.id.hex(),
+    }
 
 
 def log_file() -> Path:

@@ -30,6 +30,7 @@ class Driver:
         head = {} if self.nodes else {"include_dashboard": False}
         node = self.cluster.add_node(
             num_cpus=resources.pop("CPU", 4),
+            num_gpus=resources.pop("GPU", 0),
             resources=resources,
             env_vars=env,
             object_store_memory=STORE,

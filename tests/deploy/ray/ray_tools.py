@@ -155,7 +155,8 @@ def config(servers: list[ClusterServer], port: int) -> dict[str, Any]:
         (deployment,) = app["deployments"]
         deployment["health_check_period_s"] = 1.0
         deployment["graceful_shutdown_timeout_s"] = 20.0
-        deployment["max_replicas_per_node"] = 1
+        if "placement_group_bundles" not in deployment:
+            deployment["max_replicas_per_node"] = 1
         if scaling := deployment.get("autoscaling_config"):
             scaling |= {"upscale_delay_s": 0.1, "downscale_delay_s": 3.0, "look_back_period_s": 2.0}
             scaling["metrics_interval_s"] = 0.5

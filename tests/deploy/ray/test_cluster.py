@@ -80,12 +80,12 @@ def cluster_of(
     nodes: Mapping[str, Mapping[str, float]],
     ray_python: Path,
     homes: Mapping[str, Path],
-    hub: hubs.Running,
+    hub: hubs.Running | None,
     tmp_path: Path,
 ) -> Iterator[Cluster]:
     """A cluster of nodes with these resources."""
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie below it
-    made = Cluster(ray_python, folder, {"HF_ENDPOINT": hub.endpoint})
+    made = Cluster(ray_python, folder, {"HF_ENDPOINT": hub.endpoint} if hub else {})
     try:
         for name, resources in nodes.items():
             made.add(name, homes[name], **resources)
