@@ -193,6 +193,13 @@ def _report(session: Session, what: str) -> None:
 def _named(session: Session) -> list[tuple[Folder, Sequence[str]]]:
     """The named instances, by the configuration that they are up in. Raises PipelineError."""
     known, names = by_name(session), session.request.servers.names
+    configs = [config for at in folders(session) if (config := ray_cluster.config(at))]
+    if configs and not known:
+        raise UsageError(
+            f"{', '.join(configs)}: is on a Ray cluster, which loads a server for its first "
+            "request and unloads it after its idle_timeout",
+            "POST /models/load to its gateway loads one by hand",
+        )
     if not known:
         raise PipelineError("nothing is up", f"{doitw('up config=…')} starts servers")
     if not names:

@@ -404,6 +404,10 @@ def test_deployed_listed_read_and_taken_down(write: Writer, board: Dashboard) ->
     assert printed == "two\n", "its server's comes first"
     assert "there is no such instance" in write.doit("logs", "name=chet", status=3).err
 
+    for task in ("load", "unload"):
+        printed = write.doit(task, f"config={write.file}", "name=second", status=3).err
+        assert "is on a Ray cluster" in printed and "/models/load" in printed
+
     write.doit("down", f"config={write.file}", "name=second")
     assert [app["name"] for app in board.puts[-1]["applications"]] == ["other", "chat", "gateway"]
     gateway = board.puts[-1]["applications"][-1]["deployments"][0]

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 from msgspec import convert
 
+from pipeline.core import log
 from pipeline.serve.gateway.proxy import ForwardedRequest, Proxy
 from pipeline.serve.gateway.servers import Target, Targets
 from pipeline.serve.gateway.upstream import Answer, NoAnswer
@@ -62,6 +63,23 @@ class LeasingProxy(Proxy):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._leases: dict[int, ReplicaLease] = {}  # by request
+        self._loads: dict[str, asyncio.Task[None]] = {}  # by server, until it is loaded
+
+    def load(self, target: Target) -> None:
+        """Have Serve start a replica where there is none: for a lease, which is given back."""
+        if target.name not in self._loads:
+            lease = ReplicaLease(target.name, self.view.handle(target.name), [])
+            self._loads[target.name] = asyncio.ensure_future(self._load(target, lease))
+
+    async def _load(self, target: Target, lease: ReplicaLease) -> None:
+        try:
+            with anyio.move_on_after(target.instance.ready_timeout):
+                await lease.changed.wait()
+        finally:
+            lease.close()
+            del self._loads[target.name]
+        if lease.failure:
+            log.info(f"{target.name} was not loaded: {lease.failure}")
 
     async def _answer(self, call: ForwardedRequest) -> None:
         try:

@@ -82,6 +82,7 @@ class Dashboard:
                 },
                 "requests": to_builtins([*history.requests]),
                 "inspect": self._proxy.settings.inspect,
+                "unloads": self._proxy.view.is_supervised,
             }
         )
 

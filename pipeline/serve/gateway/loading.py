@@ -55,7 +55,8 @@ class Loading:
                 if first.problem:
                     raise Refused(507, f"{first.name} cannot be loaded: {first.problem}")
                 raise Refused(400, f"{first.name} is not running; start it: {doitw('up')}")
-            if target.state in (ASLEEP, FAILED):
+            # Elsewhere one that waits may be asleep by the time it is seen.
+            if target.state in (ASLEEP, FAILED) or not self._proxy.view.is_supervised:
                 await order(self._proxy, [target], loads=True)
         return JSONResponse({"success": True})
 
@@ -96,7 +97,7 @@ async def order(proxy: Proxy, targets: Sequence[Target], *, loads: bool) -> None
             why = "it runs elsewhere, and is unloaded there after a time without requests"
             raise Refused(400, f"{', '.join(names)}: {why}")
         for target in targets:
-            proxy.demand.order(target)
+            proxy.load(target)
         return
     try:
         await to_thread.run_sync(lambda: control.order(proxy.view.at, names, loads=loads))

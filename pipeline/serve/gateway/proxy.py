@@ -129,6 +129,10 @@ class Proxy:
         if refused:
             raise refused
 
+    def load(self, target: Target) -> None:
+        """Have whoever runs a server elsewhere load it, with no request for it yet."""
+        self.demand.order(target)
+
     async def _answer(self, call: ForwardedRequest) -> None:
         """Try servers until one answers. Raises Refused."""
         unreachable_since = None  # no ready server could be reached

@@ -144,7 +144,7 @@ def test_a_chat_on_a_cluster_of_one_node(
     ray_python: Path, built: Path, gguf: Path, tmp_path: Path
 ) -> None:
     """A model from the hub, served by a replica and streamed through the gateway; a changed file
-    leaves the server alone that did not change."""
+    leaves the server alone that did not change, and one with no replica is loaded by hand."""
     (tmp_path / "hub" / "org" / "small").mkdir(parents=True)
     os.link(gguf, tmp_path / "hub" / "org" / "small" / "small.gguf")
     homes = {"head": with_programs(built, tmp_path / "nöde").home}
@@ -161,9 +161,14 @@ def test_a_chat_on_a_cluster_of_one_node(
         cluster.call("deploy", config=config(servers, cluster.port))
         (replica,) = cluster.wait_until_running("small", 1)
         assert stream(client, cluster.url, "small", "hello", 8)[0] == "done"
-        other = server("other", SMALL.format(name="other", ctx_size=512), lock, resources=WORKER)
+        text = SMALL.format(name="other", ctx_size=512)
+        other = server("other", text, lock, resources=WORKER, replicas=(0, 1))
         cluster.call("deploy", config=config([*servers, other], cluster.port))
+        load, named = f"{cluster.url}/models/load", {"model": "other"}
+        assert wait_for(lambda: client.post(load, json=named).status_code == 200)
         cluster.wait_until_running("other", 1)
+        refused = client.post(f"{cluster.url}/models/unload", json=named)
+        assert refused.status_code == 400 and "without requests" in refused.text
         assert wait_for(lambda: stream(client, cluster.url, "other", "hello", 8)[0] == "done")
         assert pids(cluster.replicas("small")) == {replica["pid"]}
 

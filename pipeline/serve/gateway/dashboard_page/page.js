@@ -92,7 +92,7 @@ function showInstances(data) {
     const may_load = each.state === "asleep" || (each.state === "failed" && each.start === "demand");
     if (each.engine !== "gateway" && may_load) {
       buttons.append(" ", button(each, "Load", () => order("load", each.name)));
-    } else if (each.engine !== "gateway" && each.state === "ready") {
+    } else if (each.engine !== "gateway" && each.state === "ready" && data.unloads) {
       buttons.append(" ", button(each, "Unload", () => order("unload", each.name)));
     }
     const ago = (when) => (when === null ? "" : duration(data.at - when));
