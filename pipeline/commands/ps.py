@@ -14,6 +14,7 @@ from msgspec import to_builtins
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.text import size, table
+from pipeline.deploy.ray.deployed import is_replica
 from pipeline.serve.placing import TOTAL
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor import control, liveness, marker, state, status
@@ -31,30 +32,43 @@ if TYPE_CHECKING:
 
 def ps(session: Session) -> None:
     """List the servers of the configuration, or of all configurations."""
-    show(session.request, folders(session))
+    show(session.request, folders(session), replicas=replicas(session))
 
 
-def show(request: Request, places: Sequence[Folder], *, reasons: bool = True) -> None:
-    """Print a table, or JSON."""
+def show(
+    request: Request,
+    places: Sequence[Folder],
+    *,
+    replicas: Sequence[Folder] = (),
+    reasons: bool = True,
+) -> None:
+    """Print a table, or JSON. `replicas` are the places of those that a cluster has here."""
     names = request.servers.names
-    for pid in filter(None, map(liveness.suspended, places)):
+    for pid in filter(None, map(liveness.suspended, (*places, *replicas))):
         log.info(
             f"warning: the supervisor (pid {pid}) is suspended, so no server is watched or "
             f"restarted: kill -CONT {pid} resumes it, {doitw('down')} ends it with its servers"
         )
-    rows = [row for at in places for row in status.ps(at) if not names or row.name in names]
+    rows, theirs = (
+        [row for at in group for row in status.ps(at) if not names or row.name in names]
+        for group in (places, replicas)
+    )
     deployed = [at for at in places if at.cluster.exists()]
     remote = [row for at in deployed for row in ray_cluster.rows(at)]
     remote = [row for row in remote if not names or row.name in names]
     if request.json:
-        print(json.dumps([to_builtins(row) for row in (*rows, *remote)]))
+        of_cluster = ({**to_builtins(row), "replica": True} for row in theirs)
+        print(json.dumps([*map(to_builtins, (*rows, *remote)), *of_cluster]))
         return
     if remote:
         print("\n".join([ray_cluster.text(remote), *_reasons(remote, reasons)]))
     if rows:
         print("\n".join([text(rows), *_reasons(rows, reasons)]))
-    elif not deployed:
+    elif not deployed and not theirs:
         log.info("nothing is up")
+    if theirs:
+        log.info("replicas of a Ray cluster, which starts and stops them:")
+        print("\n".join([text(theirs), *_reasons(theirs, reasons)]))
 
 
 def _reasons(rows: Sequence[Row | ClusterRow], wanted: bool) -> list[str]:
@@ -145,6 +159,7 @@ def log_files(session: Session) -> dict[str, tuple[Folder, Path]]:
 def down(session: Session) -> None:
     """Stop the named servers, or all of the configuration. Raises PipelineError."""
     names, places = session.request.servers.names, folders(session)
+    _require_own(session, places)
     if names and not places:
         require_known(names, [])
     if not session.request.servers.source and len(places) > 1:
@@ -161,6 +176,17 @@ def down(session: Session) -> None:
         print(json.dumps(ended))
     else:
         log.info(f"stopped {', '.join(ended)}" if ended else "nothing was up")
+
+
+def _require_own(session: Session, places: Sequence[Folder]) -> None:
+    """Raise UsageError where a cluster's replicas are meant, or all that runs here."""
+    meant = [at for at in places if _is_clusters(at)] if places else replicas(session)
+    names = [name for at in meant for name in state.servers_of(state.read_wanted(at))]
+    if names:
+        raise UsageError(
+            f"{', '.join(names)}: runs here for a Ray cluster, which would start it again",
+            f"take it down where it was deployed: {doitw('down config=…')}",
+        )
 
 
 def load(session: Session) -> None:
@@ -225,17 +251,35 @@ def by_name(session: Session, *, with_gateway: bool = False) -> dict[str, tuple[
 
 
 def folders(session: Session) -> list[Folder]:
-    """The folder of the named configuration, or of all that are up or that a crash left behind."""
+    """The folder of the named configuration, or of all that are up or that a crash left behind,
+    without those of a cluster's replicas."""
     source = session.request.servers.source
     if source:
         at = state.folder(session.home, source)
         if session.servers and not (at.wanted.exists() or at.cluster.exists()):
             _ = session.servers.configuration  # never up: raises if the file cannot be read either
         return [at]
+    here = [at for at in _up(session) if not _is_clusters(at)]
+    return [*here, *(at for at in state.deployed(session.home) if at not in here)]
+
+
+def replicas(session: Session) -> list[Folder]:
+    """Those of a cluster's replicas on this machine; none where a configuration is named."""
+    if session.request.servers.source:
+        return []
+    return [at for at in _up(session) if _is_clusters(at)]
+
+
+def _is_clusters(at: Folder) -> bool:
+    """Whether a cluster's replica runs there; what one has left behind is for the user to end."""
+    return is_replica(at) and liveness.is_running(at)
+
+
+def _up(session: Session) -> list[Folder]:
+    """Those of all configurations that are up or that a crash left behind."""
     marked = marker.everywhere()
-    here = [
+    return [
         at
         for at in state.folders(session.home)
         if at.marker in marked or liveness.is_running(at) or liveness.is_left(at)
     ]
-    return [*here, *(at for at in state.deployed(session.home) if at not in here)]

@@ -29,6 +29,8 @@ INGRESS_CPUS = 0.25  # as docs/cluster.md computes it
 INGRESS_MEMORY = 256 * 1024**2  # bytes
 INGRESS_REQUESTS = 1000  # that one replica of the gateway has under way
 
+REPLICAS = "ray"  # the folder in a home's `run` with the files of its node's replicas
+
 
 class Resources(Struct, frozen=True, kw_only=True):
     """What a replica needs of a node. `memory` in bytes; `custom` by name, such as

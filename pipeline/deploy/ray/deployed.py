@@ -1,4 +1,5 @@
-"""Where the servers of a configuration were deployed: beside its state, as long as they are."""
+"""Where the servers of a configuration were deployed: beside its state, as long as they are. And
+which servers on this machine are a cluster's."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ from pathlib import Path
 from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.store import json_file
-from pipeline.serve.supervisor.state import Folder
+from pipeline.serve.supervisor.state import Folder, read_wanted
 
 from .cluster import Cluster
+from .config import REPLICAS
 from .environment import token, with_token
 from .local import LocalRay
 
@@ -44,3 +46,9 @@ def write(at: Folder, deployed: Deployed) -> None:
 def forget(at: Folder) -> None:
     """Raises OSError."""
     at.cluster.unlink(missing_ok=True)
+
+
+def is_replica(at: Folder) -> bool:
+    """Whether a cluster runs its replica there: see local_server.py."""
+    wanted = read_wanted(at)
+    return wanted is not None and Path(wanted.config).parent.parent == at.run / REPLICAS

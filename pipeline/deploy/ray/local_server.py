@@ -38,6 +38,8 @@ from pipeline.serve.gateway.servers import Target, View
 from pipeline.serve.server import BOOT, LLAMA_CPP
 from pipeline.serve.supervisor import state
 
+from .config import REPLICAS
+
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0  # beyond the server's own stop_timeout
@@ -66,7 +68,7 @@ class LocalServer:
         self._held = contextlib.ExitStack()
         file_name = re.sub(r"[^\w.-]+", "-", name)
         with disk_errors(home.run):
-            self._folder = self._held.enter_context(own_folder(home.run / "ray", file_name))
+            self._folder = self._held.enter_context(own_folder(home.run / REPLICAS, file_name))
             self._file = self._folder / f"{file_name}.toml"
             self._file.write_text(configuration, encoding="utf-8")
             self.lock_file = self._folder / lockfile.FILE

@@ -74,6 +74,30 @@ def test_it_runs_as_up_runs_it_until_it_is_stopped(home: Home, gguf: Path, tmp_p
 
 
 @pytest.mark.build
+def test_the_node_s_user_sees_whose_it_is(
+    home: Home, doit: Doit, gguf: Path, tmp_path: Path
+) -> None:
+    """ps names it as the cluster's; down and unload leave it alone, and say where to go."""
+    server = LocalServer(home, NAME, text(gguf), "", tmp_path / "x.log")
+    try:
+        server.start()
+        server.wait_until_ready()
+        listed = doit("ps")
+        assert "replicas of a Ray cluster" in listed.err and NAME in listed.out
+        (row,) = doit("ps", "format=json").json()
+        assert row["replica"] is True and row["state"] == "ready"
+        (file,) = home.root.glob("run/ray/*/*.toml")
+        for words in ((), (f"name={NAME}",), (f"config={file}",)):
+            refused = doit("down", *words, status=3).err
+            assert f"{NAME}: runs here for a Ray cluster" in refused, words
+        assert "nothing is up" in doit("unload", f"name={NAME}", status=1).err
+        server.require_running()
+        assert health.is_ready(server.wait_until_ready().instance)
+    finally:
+        server.stop()
+
+
+@pytest.mark.build
 def test_what_up_says_of_an_error_is_the_reason(home: Home, gguf: Path, tmp_path: Path) -> None:
     server = LocalServer(home, NAME, text(gguf, ctx_sise=1), "", tmp_path / "x.log")
     try:
