@@ -33,7 +33,7 @@ from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, Server
 
-from . import check, estimate, kubernetes, lock, needs, ray_cluster, serve
+from . import check, estimate, kubernetes, lock, needs, ray_deploy, serve
 from .model import Model
 from .servers import Servers
 from .session import Session
@@ -59,7 +59,7 @@ def run(session: Session) -> None:
         if not at:
             gateways.check(planned.settings)
             planned = replace(planned, ingresses=1)
-        ray_cluster.start(servers, planned, at)
+        ray_deploy.start(servers, planned, at)
     else:
         report(servers, planned, chosen, target, is_new)
 
@@ -314,8 +314,8 @@ def run_node(session: Session) -> None:
             f"such as node={head}:{local.GCS_PORT}",
         )
     token = cluster_token(head == "head")
-    python = ray_cluster.environment_of(session.home, request.offline)
-    node = local.here(len(nvidia.find()), ray_cluster.own_resources(session.programs), ip)
+    python = ray_deploy.environment_of(session.home, request.offline)
+    node = local.here(len(nvidia.find()), ray_deploy.own_resources(session.programs), ip)
     words = (
         local.head_words(node, local.GCS_PORT, local.DASHBOARD_PORT)
         if head == "head"

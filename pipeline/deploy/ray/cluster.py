@@ -95,11 +95,16 @@ class ServeDetails(Struct, frozen=True):
         return {name: each for name, each in self.applications.items() if each.is_ours}
 
     @property
-    def configuration(self) -> str:
-        """The name of the file whose servers it serves; empty for none."""
+    def gateway_config(self) -> dict[str, Any]:
+        """What the gateway was given (config.IngressConfig); empty where there is none."""
         gateway = self.ours.get(GATEWAY)
         deployments = (gateway.deployed_app_config or {})["deployments"] if gateway else []
-        return next((x["user_config"]["configuration"] for x in deployments), "")
+        return next((each["user_config"] for each in deployments), {})
+
+    @property
+    def configuration(self) -> str:
+        """The name of the file whose servers it serves; empty for none."""
+        return str(self.gateway_config.get("configuration", ""))
 
 
 class NodeDetails(Struct, frozen=True):
