@@ -28,6 +28,7 @@ from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
+from pipeline.serve.flags import RPC
 from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.keys import is_loopback
@@ -223,8 +224,11 @@ def prepared_model(model: Model, spec: InstanceSpec) -> PreparedModel:
 
 
 def memory(servers: Servers, spec: InstanceSpec, server: Server) -> int:
-    """What the server takes of all devices, in bytes; 0 where its model is not here."""
+    """What the server takes of all devices, in bytes; 0 where that is not known."""
     named = server.argument("--model") if server.engine == LLAMA_CPP else ""
+    if server.engine == LLAMA_CPP and server.argument(f"--{RPC}"):
+        log.info(f"{spec.place}: a part is on its RPC servers, so no memory is reserved for it")
+        return 0
     if not spec.model and named and not Path(named).is_file():
         log.info(f"{spec.place}: {named} is not here, so no memory is reserved for it")
         return 0

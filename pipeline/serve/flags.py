@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import capture
+from pipeline.core.process import capture, outcome
 from pipeline.core.store import json_file
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
@@ -18,6 +18,9 @@ OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,
 
 # Such an option is listed, and refused when it is used.
 REMOVED = "the argument has been removed"
+
+# Without its backend, which a build may lack, this option ends the program with an error.
+RPC, NO_RPC = "rpc", ("RPC not supported in this build", "failed to find RPC backend")
 
 # Choices that stand in the description: `allowed values: f32, f16`, or a line for each.
 ALLOWED = re.compile(r"allowed values:\s*([\w,\s.-]+)")
@@ -69,11 +72,20 @@ def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, cached by its sha256. Raises PipelineError."""
 
     def ask() -> dict[str, Flag]:
-        return parse_help(capture([program, "--help"]) or "")
+        flags = parse_help(capture([program, "--help"]) or "")
+        if RPC in flags and not has_rpc(program):
+            del flags[RPC]
+        return flags
 
     if flags := cached(cache / f"{sha256}.json", ask, "model"):
         return flags
     raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+
+
+def has_rpc(program: Path) -> bool:
+    """Whether its option --rpc works: it is listed in any case."""
+    _, out, err = outcome([program, f"--{RPC}", "127.0.0.1:1", "--version"])
+    return not any(text in out + err for text in NO_RPC)
 
 
 def cached(known: Path, ask: Callable[[], dict[str, Flag]], option: str) -> dict[str, Flag]:

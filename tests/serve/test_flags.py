@@ -165,6 +165,28 @@ def test_a_program_is_asked_once_for_each_sha256(tmp_path: Path) -> None:
 
 
 @POSIX
+@pytest.mark.parametrize(
+    ("says", "is_there"),
+    [
+        ('error while handling argument "--rpc": RPC not supported in this build', False),
+        ('error while handling argument "--rpc": failed to find RPC backend', False),
+        ("Failed to connect to 127.0.0.1:1", True),
+    ],
+)
+def test_rpc_is_an_option_where_the_program_has_it(
+    tmp_path: Path, says: str, is_there: bool
+) -> None:
+    server = tmp_path / "server"
+    text = HELP + "--rpc SERVERS                 comma-separated list\n"
+    server.write_text(
+        f'#!/bin/sh\n[ "$1" = --rpc ] && {{ echo {shlex.quote(says)} >&2; exit 1; }}\n'
+        f"printf '%s\\n' {shlex.quote(text)}\n"
+    )
+    server.chmod(0o755)
+    assert ("rpc" in flags.read(server, "x", tmp_path)) == is_there
+
+
+@POSIX
 @pytest.mark.parametrize("garbage", ["", "{", "[]", "null", "3", '{"model": 1}', '{"model": {}}'])
 def test_a_broken_cache_is_asked_anew(tmp_path: Path, garbage: str) -> None:
     server, digest = program(tmp_path / "server", HELP)

@@ -13,10 +13,11 @@ from msgspec import Struct
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.models import quants, reference
 from pipeline.models.gguf import shards
+from pipeline.serve.flags import RPC
 
 from .configuration import InstanceSpec, beside
 from .messages import shown
-from .options import ResolvedOptions, expanded, missing, words
+from .options import NO_RPC, ResolvedOptions, expanded, missing, words
 
 # Options that name a model, or make a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
@@ -118,6 +119,8 @@ def errors(
             yield spec.line(f"server.{given}", f": contradicts {whose}; leave one out")
     if spec.model:
         yield from _model_errors(spec)
+    if resolved.flags and RPC not in {*resolved.flags, *spec.server} and resolved.has(RPC):
+        yield spec.line("server.extra-args", f": --{RPC}{NO_RPC}")
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
@@ -181,6 +184,13 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     if drafting and not resolved.has("spec-type"):
         why = ": llama-server loads it, and does not use it without spec_type=draft-simple"
         yield resolved.spec.line(f"server.{drafting}", why)
+    if hosts := resolved.text(RPC):
+        why = (
+            f" = {hosts}: weights and what is computed of prompts go there unencrypted, and "
+            "ggml-rpc-server asks for no key: who reaches it can use and attack it. llama.cpp "
+            "calls it a proof of concept, fragile and insecure: only for a private network"
+        )
+        yield resolved.spec.line(f"server.{RPC}", why)
 
 
 def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:

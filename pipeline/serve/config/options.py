@@ -13,7 +13,7 @@ from pipeline.core.errors import did_you_mean
 from pipeline.core.text import is_digits
 from pipeline.core.variables import NO, YES
 from pipeline.serve.address import ANYWHERE
-from pipeline.serve.flags import Flag
+from pipeline.serve.flags import RPC, Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import synonyms, values
@@ -29,6 +29,10 @@ OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
 ADDED_UP = {"api-key", "api-key-file", "alias", "tags", "lora", "lora-scaled", "spec-type"}
 ADDED_UP |= {"control-vector", "control-vector-scaled", "override-kv", "override-tensor"}
 ADDED_UP |= {"reverse-prompt", "logit-bias", "dry-sequence-breaker"}
+NO_RPC = (
+    ": this llama-server was compiled without RPC; upstream's programs have it (bins=prebuilt), or "
+    "name one that was compiled with GGML_RPC in master.llama_cpp_path"
+)
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
@@ -265,6 +269,8 @@ def _unknown(resolved: ResolvedOptions, key: str) -> str:
     if name in resolved.flags:
         return ""
     is_llama = resolved.spec.engine == LLAMA_CPP
+    if is_llama and name == RPC:
+        return NO_RPC
     new = synonyms.RENAMED.get(name, "") if is_llama else ""
     if new.replace("_", "-") in resolved.flags:
         return f": {resolved.program} has no --{name} any more; use {new}"

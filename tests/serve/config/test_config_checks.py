@@ -11,6 +11,7 @@ from config_tools import FLAGS, checked, read, server_in
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import checks, synonyms, vllm
+from pipeline.serve.config.instances import resolve
 from pipeline.serve.config.synonyms import RENAMED
 from pipeline.serve.flags import Flag, parse_help
 from pipeline.serve.flags import read as read_flags
@@ -429,3 +430,19 @@ def test_renamed_options_against_the_real_program(built: Path, tmp_path: Path) -
     for old, new in RENAMED.items():
         assert old not in flags, f"--{old} is back"
         assert new.replace("_", "-") in flags, f"--{new} is no more"
+
+
+@pytest.mark.parametrize(
+    "text", ['rpc = "10.0.0.2:50052"', 'extra_args = ["--rpc", "10.0.0.2:50052"]']
+)
+def test_rpc_is_never_used_without_a_warning(tmp_path: Path, text: str) -> None:
+    """And a llama-server without it is an error that says where it is."""
+    text = f"{SERVER}{text}\n"
+    (error,) = checked(tmp_path, text)
+    assert "compiled without RPC" in error and "bins=prebuilt" in error
+    rpc = {"rpc": Flag("--rpc", "SERVERS", ("--rpc",))}
+    resolved = resolve(read(tmp_path, text).enabled[0], {**FLAGS, **rpc})
+    assert not [*checks.of_server(resolved, tmp_path)]
+    (warning,) = (line for line in checks.warnings(resolved) if "rpc" in line)
+    assert "10.0.0.2:50052" in warning and "unencrypted" in warning
+    assert "only for a private network" in warning
