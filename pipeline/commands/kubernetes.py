@@ -188,7 +188,8 @@ def _workload(
 ) -> Workload:
     is_llama = server.engine == LLAMA_CPP
     resolved = ResolvedOptions(adapted.spec, {})
-    gpus, note = workload.gpus(server.gpu_ids, options.gpus)
+    parts = 1 if is_llama else vllm.gpus(instances.resolve(adapted.spec, None))
+    gpus, note = workload.gpus(server.gpu_ids, options.gpus, parts)
     slots = resolved.text("parallel", "np") if is_llama else resolved.text("max-num-seqs")
     threads = resolved.text("threads") if is_llama else ""
     default_slots = workload.SLOTS if is_llama else workload.SEQUENCES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.core.text import size
 from pipeline.models import formula, gguf, memory
 from pipeline.models.memory import MIB, Memory
 from pipeline.serve import placing
+from pipeline.serve.config import vllm
 from pipeline.serve.placing import Bytes
 from pipeline.serve.server import BOOT, LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor.memory import devices
@@ -122,7 +124,7 @@ def _of_vllm(server: Server) -> Bytes:
     """A vLLM takes a share of each of its cards, whatever its model."""
     shares = (server.argument(f"--{name}-memory-utilization") for name in ("gpu", "device"))
     share = float(next(filter(None, shares), VLLM_SHARE))
-    count = int(server.argument("--tensor-parallel-size") or 1)
+    count = math.prod(int(server.argument(f"--{name}") or 1) for name in vllm.PARTS)
     cards = nvidia.find()
     names = [_card(server, index) for index in range(count)]
     on_cards = {

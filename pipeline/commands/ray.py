@@ -23,7 +23,7 @@ from pipeline.deploy.ray import adapt, environment, local, nodes, rayservice
 from pipeline.deploy.ray import cluster as clusters
 from pipeline.deploy.ray.config import ClusterPlan, ClusterServer
 from pipeline.models import lockfile
-from pipeline.serve.config import checks, instances
+from pipeline.serve.config import checks, instances, vllm
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value
 from pipeline.serve.config.llama import PreparedModel
@@ -32,7 +32,7 @@ from pipeline.serve.flags import RPC
 from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.keys import is_loopback
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 
 from . import check, estimate, kubernetes, lock, needs, ray_deploy, serve
 from .model import Model
@@ -174,7 +174,7 @@ def cluster_servers(
     made = []
     for server in planned:
         spec = specs[server.name]
-        parts = adapt.gpus_of_vllm(spec)
+        parts = vllm.gpus(instances.resolve(spec, None)) if spec.engine == VLLM else 1
         usual = parts if parts > 1 else int(has_card)
         resources, note = adapt.resources(
             spec,

@@ -56,6 +56,8 @@ def test_vllm_takes_its_share_of_each_card(monkeypatch: pytest.MonkeyPatch) -> N
     words = ("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.5")
     server = instance("v", engine="vllm", cmd=words)
     assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM, "gpu0": 5 * GB, "gpu1": 10 * GB}
+    by_layers = instance("v", engine="vllm", cmd=("--pipeline-parallel-size", "2"))
+    assert needs._of_vllm(by_layers).keys() == {"ram", "gpu0", "gpu1"}
     device = instance("v", engine="vllm", cmd=("--device-memory-utilization", "0.2"))
     assert needs._of_vllm(device)["gpu0"] == 2 * GB, "its other name"
     alone = needs._of_vllm(instance("v", engine="vllm", gpu_ids="1"))

@@ -370,9 +370,10 @@ def test_times(write: Writer) -> None:
     assert inside["terminationGracePeriodSeconds"] >= 43 + manifests.DRAIN
 
 
-def test_vllm(write: Writer) -> None:
+@pytest.mark.parametrize("gpu_ids", ['gpu_ids = "0,1"', ""])
+def test_vllm(write: Writer, gpu_ids: str) -> None:
     write(
-        '[instance.big.control]\nengine = "vllm"\ngpu_ids = "0,1"\n'
+        f'[instance.big.control]\nengine = "vllm"\n{gpu_ids}\n'
         '[instance.big.server]\nmodel = "org/model"\nport = 8000\ntensor_parallel_size = 2\n',
         "vllm_image=vllm/vllm-openai@sha256:" + "0" * 64,
         "replicas=1-2",

@@ -117,15 +117,17 @@ class Workload(Struct, frozen=True, kw_only=True):
         return {**self.labels, "app.kubernetes.io/part-of": self.part_of}
 
 
-def gpus(gpu_ids: str | None, default: int | None) -> tuple[int, str]:
-    """The GPUs of an instance, and a note; `default` is for one whose gpu_ids give no number."""
+def gpus(gpu_ids: str | None, default: int | None, parts: int = 1) -> tuple[int, str]:
+    """The GPUs of an instance, and a note; `default` is for one whose gpu_ids give no number, else
+    that of the `parts` of its model."""
     if gpu_ids == "none":
         return 0, ""
     if gpu_ids in (None, "all"):
         if default is not None:
             return default, ""
         problem = "is not set" if gpu_ids is None else 'is "all"'
-        return 1, f"gpu_ids {problem}: one GPU is requested; set gpus=N, or gpus=0 for none"
+        number = "one GPU is" if parts == 1 else f"{parts} GPUs are"
+        return parts, f"gpu_ids {problem}: {number} requested; set gpus=N, or gpus=0 for none"
     count = len(str(gpu_ids).split(","))
     return count, (
         f"gpu_ids = {gpu_ids}: {plural(count, 'GPU')} requested; the device plugin chooses which, "

@@ -3,7 +3,6 @@ what no node could know is an error."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,7 +12,7 @@ from pipeline.bins.binaries import DEVICES
 from pipeline.core.environment import is_credential
 from pipeline.core.text import plural
 from pipeline.models import quants
-from pipeline.serve.config import instances
+from pipeline.serve.config import instances, vllm
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value
 from pipeline.serve.config.llama import LISTS
@@ -53,9 +52,7 @@ IN_WORDS = ("--host", "--port", "--api-key", "--api-key-file", "--api-prefix")
 MASTER = ("pixi_project_dir", "pixi_environment", "api_server_module", "python", "llama_cpp_path")
 PATHS_OF_MASTER = ("pixi_project_dir", "python", "llama_cpp_path")
 
-# vLLM has a process on a GPU for each part of a model that it divides in these ways.
-PARTS = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
-EXECUTOR = "distributed-executor-backend"  # `ray`: on several nodes
+EXECUTOR = "distributed-executor-backend"  # of vLLM; `ray`: on several nodes
 IN_GROUP = "pipeline.deploy.ray.vllm_in_group"  # stands for vLLM's module there
 
 
@@ -99,14 +96,8 @@ def _errors_of_divided(spec: InstanceSpec) -> Iterator[str]:
         yield spec.line("server.data-parallel-size", why)
 
 
-def gpus_of_vllm(spec: InstanceSpec) -> int:
-    """On how many GPUs vLLM divides the model of an instance."""
-    resolved = instances.resolve(spec, None)
-    return math.prod(resolved.number(name) or 1 for name in PARTS) if spec.engine == VLLM else 1
-
-
 def is_divided(spec: InstanceSpec) -> bool:
-    """Whether these GPUs may be on several nodes."""
+    """Whether vLLM's GPUs may be on several nodes."""
     return spec.engine == VLLM and instances.resolve(spec, None).text(EXECUTOR) == "ray"
 
 
@@ -174,7 +165,7 @@ def cards(spec: InstanceSpec, default: int) -> tuple[int, dict[str, float], str]
     the user. `default` is for an instance that names none."""
     ids = spec.control.gpu_ids
     if is_divided(spec):
-        count = gpus_of_vllm(spec)
+        count = vllm.gpus(instances.resolve(spec, None))
         return count, {}, f"{plural(count, 'GPU')} requested, on as few nodes as have them"
     if ids == "none":
         return 0, {}, ""

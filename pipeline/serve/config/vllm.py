@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ from .options import ResolvedOptions, expanded, missing, words
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
+# It has a process on a GPU for each part of a model that it divides in these ways.
+PARTS = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
 SLEEP_MODE, DEV_MODE = "enable-sleep-mode", "VLLM_SERVER_DEV_MODE"
 NUMBERS = ("INT", "COUNT", "FLOAT")  # hints of the list: COUNT is a whole number with units
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
@@ -133,6 +136,11 @@ def kind(resolved: ResolvedOptions) -> str:
         return "rerank"
     is_embedding = task.startswith("embed") or resolved.text("runner") == "pooling"
     return "embedding" if is_embedding else "chat"
+
+
+def gpus(resolved: ResolvedOptions) -> int:
+    """On how many GPUs it divides the model."""
+    return math.prod(resolved.number(name) or 1 for name in PARTS)
 
 
 def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
