@@ -277,8 +277,10 @@ def test_vllm_on_several_nodes_has_a_placement_group(write: Writer) -> None:
     assert group["replicas"] == 2 and group["rayStartParams"]["num-gpus"] == "2"
 
 
-def test_vllm_on_one_node_has_all_gpus_of_its_parts(write: Writer) -> None:
-    write(DIVIDED.replace('distributed_executor_backend = "ray"', ""))
+def test_vllm_on_one_node_has_all_gpus_of_its_parts(write: Writer, tmp_path: Path) -> None:
+    text = DIVIDED.replace('distributed_executor_backend = "ray"', "")
+    printed = write(text.replace("org/big", str(tmp_path)))
+    assert f"every node needs {tmp_path}" in printed
     (replica,) = write.application("big")["deployments"]
     assert replica["ray_actor_options"]["num_gpus"] == 4
     assert "placement_group_bundles" not in replica

@@ -266,6 +266,5 @@ def files(spec: InstanceSpec) -> Iterator[str]:
     names = ("model", "draft", "mmproj", "imatrix")
     texts = [spec.model.get(name, "") for name in names]
     texts += [text.partition(":")[0] for text in spec.model.get("lora", "").split(",")]
-    server = spec.server.get("model", "") if spec.engine == LLAMA_CPP else ""
-    texts.append(str(server))
+    texts.append(str(spec.server.get("model", "")))
     yield from (text for text in dict.fromkeys(texts) if text and Path(text).is_absolute())
