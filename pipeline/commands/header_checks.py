@@ -1,11 +1,14 @@
 """What the header of a model shows before its weights are downloaded or converted: that no mix has
-the requested size, or that a limit of quality is for another kind of model."""
+the requested size, that a limit of quality is for another kind of model, or that a text is too
+short."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec.structs import replace
 
-from pipeline.models import gguf, quantize
+from pipeline.models import gguf, quantize, text_length
 from pipeline.report import quality
 
 from . import headers, quality_gate, quality_setup
@@ -17,12 +20,19 @@ def are_due(model: Model) -> bool:
     chain = model.chain()
     made = chain and chain.quantization
     is_chosen = bool(made and made.budget and made.types is None)
-    return chain is not None and (is_chosen or model.request.has_limit)
+    is_read = bool(made and made.imatrix and text_may_be_short(made.imatrix))
+    return chain is not None and (is_chosen or is_read or model.request.has_limit)
+
+
+def text_may_be_short(matrix: Path) -> bool:
+    """Whether an importance matrix is computed from a text that may have too few tokens."""
+    return quantize.is_text(matrix) and text_length.may_be_short(matrix)
 
 
 def require(model: Model) -> None:
-    """Raise PipelineError where the mix of the request cannot be made, or its limit cannot be
-    measured. Nothing is checked where the header cannot be read yet."""
+    """Raise PipelineError where the mix of the request cannot be made, its limit cannot be
+    measured, or a text of the user's is too short. Nothing is checked where the header cannot be
+    read yet."""
     if not are_due(model):
         return
     chain, request, bound = model.require_chain(), model.request, quality_gate.limit(model.request)
@@ -35,7 +45,11 @@ def require(model: Model) -> None:
         header = gguf.read(source)
         quality_gate.require_kind(bound, header, chain.resolved.name)
         setup = quality_setup.setup(request, model.programs, header)
+        quality_setup.require_long_enough(request, setup, source)
         quality.require_room(setup, header, quality.verdict_wants(bound, request.chunks))
     made = chain.quantization
+    reader = model.binaries.find("llama-perplexity")
+    if made and made.imatrix and reader and text_may_be_short(made.imatrix):
+        text_length.require(reader, source, made.imatrix, "imatrix")
     if made and made.types is None and model.binaries.has("llama-quantize"):
         quantize.require_possible(made, source, model.binaries.program("llama-quantize"))

@@ -19,7 +19,7 @@ from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
 from pipeline.core.text import size, table
 from pipeline.models import chain as chains
-from pipeline.models import gguf
+from pipeline.models import gguf, text_length
 from pipeline.models import quants as types
 from pipeline.models.convert import Unquantized
 from pipeline.models.reference import NO_PROJECTOR
@@ -27,7 +27,7 @@ from pipeline.report import quality as measuring
 from pipeline.report.figures import Estimate, Quality
 from pipeline.report.quality import Measured, Sample, Setup
 
-from . import header_checks, make, quality_check, quality_gate, quality_setup, resolve
+from . import estimate, header_checks, make, quality_check, quality_gate, quality_setup, resolve
 from .model import Model
 from .session import Session
 
@@ -213,6 +213,7 @@ def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
 def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
     """The report once all are made and measured. The unquantized GGUF is there meanwhile."""
     home, request = model.home, model.request
+    _require_text(model)
     with unquantized(model, models.values()) as base:
         header = gguf.read(base)
         setup, wants = _setup(model, header), measuring.report_wants(request.chunks)
@@ -224,6 +225,27 @@ def _made(model: Model, models: Mapping[str, Model]) -> QualityReport:
         reference = Measured(path=base, digest=digest)
         samples = measuring.measure(setup, reference, measured, wants)
         return _report(setup, base, measured, samples)
+
+
+def _require_text(model: Model) -> None:
+    """Raise UsageError where the user's text is too short, by the header alone: before weights are
+    downloaded or converted."""
+    conversion = _reference(model).conversion
+    if _text_may_be_short(model):
+        if conversion:
+            make.make_converter(model.home, model.request)
+        chain = replace(with_quant(model, PROBE).require_chain(), conversion=conversion)
+        _require_long_enough(model, estimate.unquantized_gguf(model, chain))
+
+
+def _text_may_be_short(model: Model) -> bool:
+    text, chunk = model.request.sample_text, model.request.ctx_size or text_length.CHUNK
+    return text is not None and text_length.may_be_short(text, chunk)
+
+
+def _require_long_enough(model: Model, source: Path | None) -> None:
+    if source:
+        quality_setup.require_long_enough(model.request, _setup(model, gguf.read(source)), source)
 
 
 def fetch(model: Model) -> None:
@@ -268,6 +290,8 @@ def _of_repository(model: Model, quants: Sequence[str]) -> QualityReport:
         name = model.require_resolved().name
         raise NoReference(f"{name}: its repository has no unquantized GGUF", HINT) from why
     models = {quant: with_quant(model, quant) for quant in quants}
+    if _text_may_be_short(model):
+        _require_long_enough(model, estimate.header_file(reference, reference.require_chain()))
     for each in (reference, *models.values()):
         fetch(each)
     base = reference.require_chain().final

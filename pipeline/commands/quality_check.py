@@ -39,6 +39,7 @@ def check(model: Model, chain: Chain, base: Path) -> Callable[[Path], None] | No
     )
     digest = quality_gate.reference(chain).digest(model.home, hashing=True)
     wants = quality.verdict_wants(bound, model.request.chunks)
+    quality_setup.require_long_enough(model.request, setup, base)
     quality.require_room(setup, header, wants)
     quant = chain.quant
 

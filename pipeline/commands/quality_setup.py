@@ -12,7 +12,7 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import stat_cache
 from pipeline.core.text import decoded
-from pipeline.models import divergence, texts
+from pipeline.models import divergence, text_length, texts
 from pipeline.models.gguf import Header
 from pipeline.models.imatrix import is_text
 from pipeline.report import quality
@@ -55,12 +55,8 @@ def setup(
                 word for option, value in wanted.items() if value for word in (option, str(value))
             ),
         )
-        own, needed = request.sample_text, 2 * perplexity.ctx_size
-        if own and (length := own.stat().st_size) < needed:  # a token has a byte at least
-            raise UsageError(
-                f"text={own}: has {length} bytes, and {needed} tokens are needed at least",
-                "pass a longer text=PATH",
-            )
+        if own := request.sample_text:
+            text_length.require_bytes(own, "text", perplexity.ctx_size)
     return Setup(
         home=programs.home,
         kind=kind,
@@ -71,6 +67,13 @@ def setup(
         perplexity=perplexity,
         serving=serving,
     )
+
+
+def require_long_enough(request: Request, setup: Setup, source: Path) -> None:
+    """Raise UsageError where the user's text is too short for the model whose GGUF, or skeleton of
+    one, is `source`."""
+    if (own := request.sample_text) and (tool := setup.perplexity):
+        text_length.require(tool.program, source, own, "text", tool.ctx_size)
 
 
 def text(request: Request, home: Home) -> str:

@@ -22,6 +22,7 @@ from pipeline.core.progress import bar
 from pipeline.core.store.publish import disk_errors, remove, require_disk, require_space
 
 from . import gguf, tools
+from .text_length import complaint
 
 CTX_SIZE = 512  # tokens in a chunk, as in most published figures
 GROUP_BYTES = 2 * 1024**3  # of a group's file
@@ -47,7 +48,6 @@ FIGURES = {
     "kld": (6, rf"^Mean +KLD: +{PLUS_MINUS}", 1.0),
     "same_top": (10, rf"^Same top p: +{PLUS_MINUS} %", 0.01),  # is printed in percent
 }
-TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 
 
 class Piece(Struct, frozen=True):
@@ -121,8 +121,8 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
     words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
     for _ in range(TRIES):
         output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
-        if short := TOO_SHORT.search(output):
-            raise UsageError(f"has {short[2]} tokens, and {short[1]} are needed at least")
+        if why := complaint(output):
+            raise UsageError(why)
         if counts := re.findall(r"calculating perplexity over (\d+) chunks", output):
             break  # else it has ended, and its last lines are lost, as on a busy machine
     group.chunks = int(counts[-1]) if counts else 0
@@ -260,7 +260,7 @@ def _run(
             sandbox=sandbox,
         )
     output = "\n".join(lines)
-    if status and not TOO_SHORT.search(output):
+    if status and not complaint(output):
         require_disk(group.base.parent, output)
         raise PipelineError(
             f"{model.name}: llama-perplexity failed (status {status}):\n"

@@ -16,7 +16,7 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, stat_cache
 from pipeline.core.store.publish import require_disk
 
-from . import contents, gguf, tools
+from . import contents, gguf, text_length, tools
 from .gguf_format import MAGIC
 
 COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
@@ -46,6 +46,8 @@ def require_usable(path: Path) -> None:
             f"imatrix={path}: is a GGUF, and no importance matrix",
             "pass one that llama-imatrix wrote, or a text to compute it from",
         )
+    if is_text(path):
+        text_length.require_bytes(path, "imatrix")
 
 
 def make(
@@ -102,6 +104,8 @@ def make(
                 ),
             )
         if status or not made.stat().st_size:
+            if why := text_length.complaint(last_lines(log, 20)):
+                raise text_length.too_short(text, "imatrix", why)
             require_disk(made.parent, last_lines(log))
             raise PipelineError(
                 f"the importance matrix could not be computed from {text} (status {status}):\n"

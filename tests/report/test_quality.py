@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -247,6 +248,7 @@ WRONG_LIMITS = {
     "min_cosine=0.9 quant=q8_0": ["is a language model (llama)", "pass max_kld="],
     "max_kld=0.1 quant=q8_0 text={prose}": ["has 11 bytes, and 1024 tokens are needed at least"],
     "max_kld=0.1 quant=q8_0 text={binary}": ["is no text"],
+    "imatrix={prose} quant=q4_0": ["has 11 bytes, and 1024 tokens", "pass a longer imatrix=PATH"],
     "quant=q8_0 text={prose}": ["text=: not used without max_kld="],
 }
 
@@ -260,6 +262,41 @@ def test_wrong_limits_are_answered(doit: Doit, trained: Path, tmp_path: Path, wo
     for text in WRONG_LIMITS[words]:
         assert text in run.err
     assert not ran(run.err), "before any work"
+
+
+TOO_FEW = [
+    "quality quants=q8_0 text={}",
+    "prepare quant=q4_k_m max_kld=0.1 text={}",
+    "prepare quant=q4_k_m imatrix={}",
+    "prepare quant=4.8bpw imatrix={}",
+]
+
+
+@pytest.mark.parametrize("words", TOO_FEW)
+def test_a_text_of_too_few_tokens_is_refused_before_any_work(
+    doit: Doit, trained: Path, tmp_path: Path, words: str
+) -> None:
+    """Its bytes would do; its tokens are counted with the tokenizer in the header of a model whose
+    weights need not be here."""
+    text = tmp_path / "kürz.txt"
+    text.write_text("Some words about nothing, in short. " * 40, encoding="utf-8")
+    shutil.copytree(trained.with_name("hf"), tmp_path / "hub" / "org" / "trained")
+    task, *given = words.format(text).split()
+    with hub.start(tmp_path / "hub") as server:
+        doit.env |= {
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        for model in ("org/trained", trained, trained.with_name("hf")):
+            refused = doit(task, f"model={model}", *given, status=3)
+            variable = given[-1].partition("=")[0]
+            complaint = rf"{variable}={text}: has \d+ tokens, and 1024 are needed at least"
+            assert re.search(complaint, refused.err), refused.err
+            assert f"pass a longer {variable}=PATH" in refused.err
+            assert "llama-quantize" not in refused.err
+    left = [path for path in (doit.home / "models").rglob("*") if path.suffix == ".safetensors"]
+    assert not left and not [*(doit.home / "models").rglob("*.gguf")]
 
 
 def test_a_model_that_is_quantized_already_cannot_be_measured(doit: Doit) -> None:

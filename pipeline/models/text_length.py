@@ -1,0 +1,70 @@
+"""Whether a text has as many tokens as llama-perplexity and llama-imatrix need: two chunks.
+
+A token has a byte at least, so that a very short text is known by its size. Else the model's own
+tokenizer is asked, for which its header is enough: no weights have to be there.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.core.errors import UsageError
+from pipeline.core.process import outcome
+
+from . import gguf, tools
+
+CHUNK = 512  # tokens, unless another size is asked for
+LONGEST = 16  # bytes of a token, at most in the mean of a text
+COPIES = 2  # of the weights in memory, though none is read
+TRIES = 2  # llama-perplexity may end before its last lines are printed
+TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
+LONG_ENOUGH = "calculating perplexity over"
+
+
+def complaint(output: str) -> str:
+    """What a program of llama.cpp printed of a text that is too short; empty where it did not."""
+    found = TOO_SHORT.search(output)
+    return f"has {found[2]} tokens, and {found[1]} are needed at least" if found else ""
+
+
+def may_be_short(text: Path, chunk: int = CHUNK) -> bool:
+    """Whether a text has so few bytes that its tokens have to be counted."""
+    return text.stat().st_size < LONGEST * 2 * chunk
+
+
+def require_bytes(text: Path, variable: str, chunk: int = CHUNK) -> None:
+    """Raise UsageError where the text, the value of a variable, is too short whatever its tokens
+    are."""
+    if (length := text.stat().st_size) < 2 * chunk:
+        raise too_short(
+            text, variable, f"has {length} bytes, and {2 * chunk} tokens are needed at least"
+        )
+
+
+def require(program: Path, model: Path, text: Path, variable: str, chunk: int = CHUNK) -> None:
+    """Raise UsageError where the text, the value of a variable, is too short for the tokenizer of
+    `model`, which may be a skeleton. `program` is llama-perplexity. Where that cannot tell, who
+    reads the text will."""
+    require_bytes(text, variable, chunk)
+    if not may_be_short(text, chunk):
+        return
+    files, size = gguf.shards(model), str(chunk)
+    weights = sum(path.stat().st_size for path in files)
+    words = [str(program), "--model", str(model), "--file", str(text), "--chunks", "0"]
+    words += ["--ctx-size", size, "--batch-size", size, "--device", "none", "--no-warmup"]
+    for _ in range(TRIES):
+        _, out, err = outcome(
+            words,
+            timeout=tools.seconds("header", weights),
+            env=tools.env(),
+            sandbox=tools.sandbox(program, read=[*files, text], weights=weights, copies=COPIES),
+        )
+        if why := complaint(f"{out}\n{err}"):
+            raise too_short(text, variable, why)
+        if LONG_ENOUGH in out + err:
+            return
+
+
+def too_short(text: Path, variable: str, why: str) -> UsageError:
+    return UsageError(f"{variable}={text}: {why}", f"pass a longer {variable}=PATH")
