@@ -19,7 +19,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.python_environment import INTO, WITH_HASHES, PythonEnvironment
 from pipeline.core.store import publish
-from pipeline.models import divergence, quantize, resolve
+from pipeline.models import divergence, imatrix, quantize, resolve
 from pipeline.models.divergence import ChunkGroup, Perplexity
 
 pytestmark = pytest.mark.build
@@ -69,12 +69,13 @@ def matrix(small: Small) -> None:
     text = small.folder.with_name("text")
     text.write_text(TEXT * 5, "utf-8")
     fill(small.folder, 20_000)
-    quantize.make_imatrix(
-        small.folder / "imatrix.gguf",
+    imatrix.make(
+        small.folder,
         model=small.model,
+        digest="",
         text=text,
-        inputs={},
         program=small.programs / "llama-imatrix",
+        tool={},
         home=small.home,
     )
 

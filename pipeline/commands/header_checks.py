@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pipeline.models import gguf, quantize, text_length
+from pipeline.models import gguf, imatrix, quantize, text_length
 from pipeline.report import quality
 
 from . import headers, quality_gate, quality_setup
@@ -26,7 +26,7 @@ def are_due(model: Model) -> bool:
 
 def text_may_be_short(matrix: Path) -> bool:
     """Whether an importance matrix is computed from a text that may have too few tokens."""
-    return quantize.is_text(matrix) and text_length.may_be_short(matrix)
+    return imatrix.is_text(matrix) and text_length.may_be_short(matrix)
 
 
 def require(model: Model) -> None:

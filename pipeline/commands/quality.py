@@ -27,7 +27,7 @@ from pipeline.report import quality as measuring
 from pipeline.report.figures import Estimate, Quality
 from pipeline.report.quality import Measured, Sample, Setup
 
-from . import estimate, header_checks, make, quality_check, quality_gate, quality_setup, resolve
+from . import header_checks, headers, make, quality_check, quality_gate, quality_setup, resolve
 from .model import Model
 from .session import Session
 
@@ -235,7 +235,7 @@ def _require_text(model: Model) -> None:
         if conversion:
             make.make_converter(model.home, model.request)
         chain = replace(with_quant(model, PROBE).require_chain(), conversion=conversion)
-        _require_long_enough(model, estimate.unquantized_gguf(model, chain))
+        _require_long_enough(model, headers.unquantized(model, chain))
 
 
 def _text_may_be_short(model: Model) -> bool:
@@ -291,7 +291,7 @@ def _of_repository(model: Model, quants: Sequence[str]) -> QualityReport:
         raise NoReference(f"{name}: its repository has no unquantized GGUF", HINT) from why
     models = {quant: with_quant(model, quant) for quant in quants}
     if _text_may_be_short(model):
-        _require_long_enough(model, estimate.header_file(reference, reference.require_chain()))
+        _require_long_enough(model, headers.of_model(reference, reference.require_chain()))
     for each in (reference, *models.values()):
         fetch(each)
     base = reference.require_chain().final
