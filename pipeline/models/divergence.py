@@ -229,15 +229,12 @@ def _run(
     """Run llama-perplexity, which may write so many bytes; returns what it printed. Raises
     PipelineError."""
     lines: list[str] = []
-    files = gguf.shards(model)
-    header = gguf.read(files[0])
-    logits = 4 * header.vocabulary * tool.ctx_size
-    read = [*files, group.text] if writes else [*files, group.base]
+    logits = 4 * gguf.read(model).vocabulary * tool.ctx_size
     sandbox = tools.sandbox(
         tool.program,
-        read=read,
+        model=model,
+        read=[group.text] if writes else [group.base],
         write=[group.base] if writes else [],
-        weights=gguf.file_bytes(model),
         copies=COPIES,
         memory=tools.HEADER_MEMORY + 2 * logits,
     )

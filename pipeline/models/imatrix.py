@@ -96,11 +96,7 @@ def make(
                 on_line=watch,
                 patience=SILENCE,
                 sandbox=tools.sandbox(
-                    program,
-                    read=[*gguf.shards(model), text],
-                    write=[made],
-                    weights=gguf.file_bytes(model),
-                    copies=COPIES,
+                    program, model=model, read=[text], write=[made], copies=COPIES
                 ),
             )
         if status or not made.stat().st_size:

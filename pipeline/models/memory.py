@@ -14,7 +14,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.process import outcome
 from pipeline.core.store import stat_cache
 
-from . import gguf, tools
+from . import tools
 from .gguf_format import padded
 
 MIB = 1024 * 1024
@@ -161,7 +161,7 @@ def _load(program: Path, model: Path, options: list[str]) -> tuple[str, str]:
     """What llama-fit-params prints of a model (nothing where it fails in another way), and why it
     cannot be loaded: empty where it can be."""
     words = [str(program), "-m", str(model), *options, "-fitp", "on", "--no-repack"]
-    sandbox = tools.sandbox(program, read=gguf.shards(model))
+    sandbox = tools.sandbox(program, model=model)
     status, out, err = outcome(words, timeout=120, env=tools.env(), sandbox=sandbox)
     if status and "failed to load model" in out + err:
         # It aborts, and its log may or may not have been written by then.

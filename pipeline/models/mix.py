@@ -143,7 +143,7 @@ def dry_run(
         [program, *options, "--dry-run", model, quant],
         timeout=120,
         env=tools.env(),
-        sandbox=tools.sandbox(program, read=[*gguf.shards(model), *filter(None, (matrix, types))]),
+        sandbox=tools.sandbox(program, model=model, read=[*filter(None, (matrix, types))]),
     )
     return "" if status else out + err
 

@@ -286,7 +286,6 @@ def run_program(
 ) -> None:
     """Run llama-quantize, which makes `made` of the GGUF `model` and reads `read` beside it; `name`
     says for messages what it makes. Raises PipelineError."""
-    weights = gguf.file_bytes(model)
     status = run(
         argv,
         log=log,
@@ -294,12 +293,12 @@ def run_program(
         env=tools.env(),
         cwd=cwd,
         on_line=on_line,
-        timeout=tools.seconds("quantize", weights),
+        timeout=tools.seconds("quantize", gguf.file_bytes(model)),
         sandbox=tools.sandbox(
             Path(argv[0]),
-            read=[*gguf.shards(model), *read],
+            model=model,
+            read=read,
             write=[made],
-            weights=weights,
             copies=COPIES,
         ),
     )

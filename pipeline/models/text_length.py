@@ -49,16 +49,15 @@ def require(program: Path, model: Path, text: Path, variable: str, chunk: int = 
     require_bytes(text, variable, chunk)
     if not may_be_short(text, chunk):
         return
-    files, size = gguf.shards(model), str(chunk)
-    weights = sum(path.stat().st_size for path in files)
+    size = str(chunk)
     words = [str(program), "--model", str(model), "--file", str(text), "--chunks", "0"]
     words += ["--ctx-size", size, "--batch-size", size, "--device", "none", "--no-warmup"]
     for _ in range(TRIES):
         _, out, err = outcome(
             words,
-            timeout=tools.seconds("header", weights),
+            timeout=tools.seconds("header", gguf.file_bytes(model)),
             env=tools.env(),
-            sandbox=tools.sandbox(program, read=[*files, text], weights=weights, copies=COPIES),
+            sandbox=tools.sandbox(program, model=model, read=[text], copies=COPIES),
         )
         if why := complaint(f"{out}\n{err}"):
             raise too_short(text, variable, why)

@@ -34,20 +34,23 @@ SLOWEST = {
 def sandbox(
     program: Path,
     *,
-    read: Sequence[Path],
+    model: Path | None = None,
+    read: Sequence[Path] = (),
     write: Sequence[Path] = (),
     weights: int = 0,
     copies: int = 0,
     memory: int = HEADER_MEMORY,
     gpus: bool | None = None,
 ) -> Sandbox:
-    """For a program of llama.cpp that reads a model with so many bytes of weights, and may hold
-    `copies` of them in memory beside `memory` bytes of its own.
+    """For a program of llama.cpp that reads a model, a GGUF or so many bytes of `weights`, and may
+    hold `copies` of them in memory beside `memory` bytes of its own.
 
     The files to be written are created here, since the program may not. `gpus` None: the name of
     the program's folder decides.
     """
     warn()
+    if model:
+        read, weights = [*gguf.shards(model), *read], gguf.file_bytes(model)
     for path in write:
         if not path.exists():  # to touch a folder fails oddly on a failing disk
             path.touch()

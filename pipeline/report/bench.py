@@ -65,9 +65,7 @@ def samples(
         words,
         timeout=timeout,
         env=tools.env(),
-        sandbox=tools.sandbox(
-            program, read=gguf.shards(model), weights=gguf.file_bytes(model), copies=COPIES
-        ),
+        sandbox=tools.sandbox(program, model=model, copies=COPIES),
     )
     if status:
         raise PipelineError(f"{model.name}: {program.name} {_reason(status, out, err, timeout)}")
