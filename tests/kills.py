@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
+from seeds import dice
 
 
 class Kills:
@@ -19,9 +19,7 @@ class Kills:
 
     def __init__(self, times: int, seconds: float, enough: Callable[[], bool]) -> None:
         self.times, self.seconds, self.enough = times, seconds, enough
-        self.seed = int(os.environ.get("TEST_SEED", random.randrange(1 << 32)))
-        print(f"TEST_SEED={self.seed}")
-        self.chance = random.Random(self.seed)
+        self.chance = dice()
 
     def __iter__(self) -> Iterator[int]:
         """The number of each try."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import stat
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from conftest import REPOSITORY, Run
+from seeds import new_seed
 
 from pipeline.core.paths import Home
 from pipeline.core.paths import cache as cache_folder
@@ -91,12 +91,11 @@ def two(first: Path) -> Iterator[tuple[Checkout, Checkout]]:
         "LC_ALL": "C",
         "LANG": "tr_TR.UTF-8",
         "TZ": "Asia/Kathmandu",
-        "PYTHONHASHSEED": str(random.randrange(1, 2**32)),
+        "PYTHONHASHSEED": str(new_seed()),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "40",
         "SOURCE_DATE_EPOCH": "1000000000",
     }
-    print("PYTHONHASHSEED", others["PYTHONHASHSEED"])
     memory = Path("/dev/shm")
     with ExitStack() as stack:
         place = stack.enter_context(TemporaryDirectory(dir=memory if memory.is_dir() else None))

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from conftest import Doit, free_port, get, post
 from forked import Forker
+from seeds import new_seed
 
 from pipeline.core.store.artifacts import UNFINISHED
 from pipeline.core.store.hashing import sha256
@@ -303,7 +304,6 @@ def held_locks(home: Path) -> list[str]:
 
 
 def seeded(count: int, make: Callable[[int, int], Iterator[Words]]) -> list[Iterator[Words]]:
-    """The plans of so many processes; the seed is printed, TEST_SEED repeats it."""
-    seed = int(os.environ.get("TEST_SEED", random.randrange(1 << 32)))
-    print(f"TEST_SEED={seed}")
+    """The plans of so many processes."""
+    seed = new_seed()
     return [make(seed, number) for number in range(count)]

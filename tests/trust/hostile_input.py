@@ -8,7 +8,6 @@ Each can also spoil its parser, so that a test can see the harness fail.
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import hypothesis
 import pytest
 from hypothesis import HealthCheck, Phase, strategies
 from hypothesis.strategies import SearchStrategy
+from seeds import dice
 
 CPU_SECONDS = 5.0  # for one input; the first may have to load modules
 MEMORY_MB = 400  # that all inputs of a harness may add to the process
@@ -89,12 +89,10 @@ def explore(
 
 
 def explore_for(each: Harness, folder: Path, seconds: float) -> int:
-    """Try random examples for so long, with new seeds that are printed; how many they were."""
-    end, tried = time.monotonic() + seconds, 0
+    """Try random examples for so long; how many they were."""
+    chance, end, tried = dice(), time.monotonic() + seconds, 0
     while time.monotonic() < end:
-        seed = random.SystemRandom().getrandbits(32)
-        print("seed", seed, flush=True)
-        explore(each, folder, ROUND, seed)
+        explore(each, folder, ROUND, chance.getrandbits(32))
         tried += ROUND
     return tried
 

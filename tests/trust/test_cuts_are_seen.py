@@ -10,6 +10,7 @@ import pytest
 import traced
 from cut_commands import Command, Parts, fetch
 from cut_commands import parts as parts
+from seeds import dice
 from test_failing_disk import fail, points
 from test_kill_everywhere import kill
 
@@ -59,7 +60,7 @@ def test_a_kill_is_noticed(
         world.patch = patch
         whole = world.whole_run()
         with pytest.raises(AssertionError, match=message):
-            for number in reversed(traced.kill_points(whole.calls, traced.dice())):
+            for number in reversed(traced.kill_points(whole.calls, dice())):
                 kill(world, whole, number)
 
 
@@ -69,7 +70,7 @@ def test_a_swallowed_error_is_noticed(parts: Parts, tmp_path: Path) -> None:
         whole = world.whole_run()
         tries = [
             (number, kind)
-            for call, number, kind in points(whole.calls, [ENOSPC], traced.dice())
+            for call, number, kind in points(whole.calls, [ENOSPC], dice())
             if call.path.endswith("..state.json.part")
         ]
         with pytest.raises(AssertionError):

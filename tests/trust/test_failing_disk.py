@@ -16,6 +16,7 @@ from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
 from cut_worlds import Whole, World
 from figures import Figure
+from seeds import dice
 from traced import Call
 
 pytestmark = [pytest.mark.build]
@@ -74,7 +75,7 @@ def fail_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, c
     """Fail the command at `count` calls, or at all."""
     with command(parts, folder / "w") as world:
         whole = world.whole_run()
-        chance = traced.dice()
+        chance = dice()
         tries = points(whole.calls, chance.sample([*KINDS], len(KINDS)), chance)
         if count := count or world.most_fails:
             tries = chance.sample(tries, min(count, len(tries)))

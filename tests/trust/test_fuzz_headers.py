@@ -4,7 +4,6 @@ the pipeline's own, in bounded memory and time."""
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from figures import Figure
 from model_flaws import GGUF, SAFETENSORS, entry
 from mutants import valid
+from seeds import new_seed
 
 SCRIPT = Path(__file__).with_name("fuzz_headers.py")
 OPTIONS = ("-rss_limit_mb=1024", "-malloc_limit_mb=512", "-timeout=20", "-print_final_stats=1")
@@ -50,8 +50,7 @@ def seeds(target: str, chance: random.Random) -> list[bytes]:
 def fuzz(
     target: str, folder: Path, *options: str, replaced: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(1, 2**31))
-    print(f"TEST_SEED={seed}")
+    seed = new_seed()
     corpus = folder / "corpus"
     corpus.mkdir()
     for n, data in enumerate(seeds(target, random.Random(seed))):

@@ -3,7 +3,6 @@ not, get answers that fit it, and never an error of its own."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -14,6 +13,7 @@ from figures import Figure
 from gateway_schema import SCHEMA
 from gateway_tools import Site, site
 from hypothesis import HealthCheck
+from seeds import new_seed
 
 FEW, MANY = 6, 50
 OPERATIONS = [(path, method) for path, item in SCHEMA["paths"].items() for method in item]
@@ -77,9 +77,7 @@ def test_answers_are_as_described(here: Site, path: str, method: str) -> None:
 @pytest.mark.trust
 @operations
 def test_many_answers_are_as_described(here: Site, path: str, method: str, figure: Figure) -> None:
-    seed = random.SystemRandom().getrandbits(32)
-    print("seed", seed)
-    hold(here, described()[path][method.upper()], MANY, seed)
+    hold(here, described()[path][method.upper()], MANY, new_seed())
     assert "Traceback" not in here.output()
     figure("requests held against the description", MANY)
 

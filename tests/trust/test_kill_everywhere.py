@@ -11,6 +11,7 @@ from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
 from cut_worlds import Whole, World
 from figures import Figure
+from seeds import dice
 
 pytestmark = [pytest.mark.build]
 
@@ -51,7 +52,7 @@ def kill_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, c
     """Kill the command at `count` calls, or at all that change anything."""
     with command(parts, folder / "w") as world:
         whole = world.whole_run()
-        chance = traced.dice()
+        chance = dice()
         points = traced.kill_points(whole.calls, chance)
         if count := count or world.most_kills:
             points = sorted(chance.sample(points, min(count, len(points))))

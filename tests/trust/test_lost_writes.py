@@ -4,7 +4,6 @@ what was not flushed is lost."""
 from __future__ import annotations
 
 import os
-import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from figures import Figure
 from lost_sequences import ALL, ALWAYS, NEW
 from lost_writes import Recording, states
+from seeds import dice
 
 from pipeline.bins.compile import cmake, source
 from pipeline.core.errors import PipelineError
@@ -60,14 +60,12 @@ def cut(
 ) -> Counter[str]:
     """Every state that a power cut in the sequence leaves is used by the next run; how often it
     took which. `lasts`: what was done is there after the end, if that is promised."""
-    seed = random.randrange(10**6)
-    print(name, "seed", seed)
-    sequence, verdicts = ALL[name], Counter[str]()
+    sequence, verdicts, chance = ALL[name], Counter[str](), dice()
     sequence.before(top)
     recording = Recording.of(
         top, f"import sys; sys.path.insert(0, {PLACE!r})\n{code}", name, str(top)
     )
-    for has_ended, tree in states(recording, random.Random(seed), bound=bound, samples=samples):
+    for has_ended, tree in states(recording, chance, bound=bound, samples=samples):
         recording.build(tree)
         reboot()
         verdict = sequence.after(top)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -16,6 +15,7 @@ import pytest
 from asan_loader import Loader, build, loader
 from figures import Figure
 from mutants import mutant, valid, vocabulary
+from seeds import dice
 
 from pipeline.core.errors import PipelineError
 from pipeline.models import gguf, gguf_format
@@ -36,9 +36,7 @@ OVERFLOW = "-DREAD_TOO_FAR"  # a flaw in the program, which the sanitizer must s
 
 @pytest.fixture
 def chance() -> random.Random:
-    seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
-    print(f"TEST_SEED={seed}")
-    return random.Random(seed)
+    return dice()
 
 
 def checked(path: Path) -> str:

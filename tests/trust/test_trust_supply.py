@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import recorded
 from figures import Figure
+from seeds import dice
 
 from pipeline.commands import trace
 from pipeline.core import signing, statement
@@ -33,9 +34,7 @@ def often(few: int, many: int) -> pytest.MarkDecorator:
 
 @pytest.fixture
 def chance() -> random.Random:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
+    return dice()
 
 
 # Statements

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 from conftest import Doit
 from figures import Figure
 from hostile_input import ODD_TEXTS
+from seeds import dice
 
 ODD = [text.encode("utf-8", "replace").decode().replace("\0", "") for text in ODD_TEXTS]
 TYPED = (
@@ -30,9 +29,7 @@ def test_a_mistake_is_a_message(bare: Doit) -> None:
 
 @pytest.mark.trust
 def test_any_words_are_a_message_at_most(bare: Doit, figure: Figure) -> None:
-    seed = random.SystemRandom().getrandbits(32)
-    print("seed", seed)
-    chance, times = random.Random(seed), 30
+    chance, times = dice(), 30
     for _ in range(times):
         name = chance.choice(
             ["model=", "config=", "profile=", "quant=", "--ctx-size=", "lora=", ""]

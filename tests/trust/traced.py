@@ -177,10 +177,3 @@ def is_same(call: Call | None, other: Call | None) -> bool:
         and other is not None
         and (call.call, call.path) == (other.call, other.path)
     )
-
-
-def dice() -> random.Random:
-    """Chance, with its seed printed."""
-    seed = int(os.environ.get("TEST_SEED", random.randrange(1 << 32)))
-    print(f"TEST_SEED={seed}")
-    return random.Random(seed)
