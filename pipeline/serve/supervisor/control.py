@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EACCES, ENOSPC, EROFS
+from errno import EACCES, EROFS
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.store.locks import alone_with, file_lock, trouble
-from pipeline.core.store.publish import disk_errors
+from pipeline.core.store.publish import FULL, disk_errors
 from pipeline.serve.server import BOOT, GATEWAY, Server
 
 from . import launch, marker
@@ -347,7 +347,7 @@ def alone(lock: Path, waiting: str = "", *, needed: bool = True) -> Iterator[Non
             waits = f"{waiting}; waiting for it" if waiting else ""
             held.enter_context(alone_with(lock, waits, mode=0o600))
         except OSError as error:
-            if needed or error.errno not in (EACCES, ENOSPC, EROFS):
+            if needed or error.errno not in (EACCES, EROFS, *FULL):
                 raise
         yield
 

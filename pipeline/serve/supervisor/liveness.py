@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOSPC, EROFS
+from errno import EROFS
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import private
 from pipeline.core.store.locks import file_lock, trouble
+from pipeline.core.store.publish import FULL
 from pipeline.serve.guard.port import OwnPort, taken
 from pipeline.serve.server import Server
 
@@ -45,7 +46,7 @@ def is_running(at: Folder) -> bool:
     except Timeout:
         return True
     except OSError as error:
-        if error.errno in (EROFS, ENOSPC):
+        if error.errno in (EROFS, *FULL):
             return living(at) is not None
         raise PipelineError(f"{at.lock}: {error.strerror}", "move it out of the way") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -538,6 +539,25 @@ def test_a_full_disk(small: Path, tmp_path: Path) -> None:
         fill(stuff)
         assert servers.down() == ["a"]
         servers.nothing_left()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_lock_that_finds_no_room_keeps_nobody_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    at, opened = state.Folder(tmp_path / "instances" / "a"), os.open
+    at.path.mkdir(parents=True)
+    at.lock.touch()
+
+    def full(path: object, *more: Any, **options: Any) -> int:
+        if str(path) == str(at.lock):
+            raise OSError(number, os.strerror(number), str(at.lock))
+        return opened(path, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", full)
+    assert not liveness.is_running(at)
+    with control.alone(at.lock, needed=False):
+        pass
 
 
 def test_a_supervisor_has_its_time_from_its_start(
