@@ -113,6 +113,7 @@ def test_the_figures(here: Site) -> None:
     assert 0 < first["seconds"] < 60 and first["at"] < last["at"]
     (ram,) = [each for each in data["devices"] if each["name"] == "ram"]
     assert 0 < ram["free"] < ram["total"]
+    assert data["unloads"] is True
     assert data["inspect"] is False and "größe" not in json.dumps(data, ensure_ascii=False)
 
 

@@ -202,6 +202,7 @@ def test_loading_and_unloading_are_somebody_elses(remote: Remote) -> None:
     wait_for(lambda: remote.state("chat") == "ready")
     refused = remote.post("/models/unload", {"model": "chat"})
     assert refused.status_code == 400 and "runs elsewhere" in refused.text
+    assert remote.get("/dashboard/data").json()["unloads"] is False, "its page has no button"
     assert not (remote.path / "usage").exists(), "there is no supervisor to tell"
 
 
