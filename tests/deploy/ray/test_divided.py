@@ -18,6 +18,7 @@ from gateway_tools import NO_TLS
 from ray_tools import config, server
 from test_cluster import cluster_of, ray_python
 
+from pipeline.deploy.ray import environment
 from pipeline.deploy.ray.config import Resources
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -54,8 +55,16 @@ def vllms_python(ray_python: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.build
 def test_a_model_on_two_nodes(
-    ray_python: Path, vllms_python: Path, built: Path, tmp_path: Path
+    ray_python: Path,
+    vllms_python: Path,
+    built: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """On a cluster that wants a token."""
+    environment.make_token(tmp_path / "token")
+    for name, value in environment.with_token(tmp_path / "token").items():
+        monkeypatch.setenv(name, value)
     homes = {name: with_programs(built, tmp_path / name).home for name in ("head", "a", "b")}
     (tmp_path / "big.toml").write_text(FILE.format(python=vllms_python), encoding="utf-8")
     doit = with_programs(built, tmp_path / "user")
