@@ -166,8 +166,9 @@ def _bar(
     if bar.error:
         reach = bar.error * scale
         low = max(name.x + name.width, x - reach)
-        yield line(low, middle, x + reach, middle, "whisker")
-        for end in (low, x + reach):
-            yield line(end, middle - 4, end, middle + 4, "whisker")
+        for kind in ("halo", "whisker"):  # it would be hard to see on the bar
+            yield line(low, middle, x + reach, middle, kind)
+            for end in (low, x + reach):
+                yield line(end, middle - 4, end, middle + 4, kind)
         x += reach
     yield write((column or x) + 8, middle + 4, bar.text, "" if bar.parts else "soft")

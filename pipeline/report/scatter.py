@@ -17,6 +17,7 @@ from .svg import (
     Box,
     Picture,
     element,
+    is_clear,
     line,
     log_ticks,
     path,
@@ -63,16 +64,20 @@ def size_and_quality(model: str, candidates: Sequence[Candidate], wide: float) -
     area = plot.area
     stairs = _stairs(plot, measured, best)
     parts = [*_frame(model, measured, plot), element("path", d=path(*stairs), class_="front")]
-    for each, loss in shown:
-        parts += _point(plot, each, loss, is_best=each in best)
     labels = [(plot.x(each.bytes), plot.y(loss.value), each.quant) for each, loss in shown]
     points = [Box(x - MARKER - 1, y - MARKER - 1, *[2 * MARKER + 2] * 2) for x, y, _ in labels]
     lines = [_interval_box(plot, each, loss) for each, loss in shown]
     lines += [_line_box(start, end) for start, end in pairwise(stairs)]
-    for label, box in zip(labels, placed(labels, area, points, lines), strict=True):
-        is_best = any(label[2] == each.quant for each in best)
-        parts += _label(*label, box, is_best=is_best) if box else ()
-    text = (
+    boxes = placed(labels, area, points, lines)
+    centres = [(x, y) for x, y, _ in labels]
+    for (x, y, _), box in zip(labels, boxes, strict=True):
+        parts += _leader(x, y, box, centres) if box else ()
+    for each, loss in shown:
+        parts += _point(plot, each, loss, is_best=each in best)
+    for (x, _, text), box in zip(labels, boxes, strict=True):
+        is_best = any(text == each.quant for each in best)
+        parts += [_label(x, text, box, is_best=is_best)] if box else []
+    words = (
         f"{plural(len(shown), 'quant')} of {model}: file size from left to right, {measured.name} "
         f"({measured.unit}) upwards on a logarithmic scale. On the frontier, smallest first: "
         f"{', '.join(each.quant for each in best)}."
@@ -82,7 +87,7 @@ def size_and_quality(model: str, candidates: Sequence[Candidate], wide: float) -
         width=wide,
         height=area.y + area.height + 50,
         title=f"Size and {measured.name} of {model}",
-        text=text,
+        text=words,
         body=tuple(parts),
     )
 
@@ -94,7 +99,7 @@ def _plot(shown: Sequence[tuple[Candidate, Estimate]], wide: float) -> Plot:
     ends = [end for _, loss in shown for end in (loss.value, interval(loss)[1]) if end > 0]
     centres = [loss.value for _, loss in shown if loss.value > 0] or ends or [1e-6]
     return Plot(
-        area=Box(LEFT, TOP, wide - LEFT - RIGHT, min(480, max(260, wide / 2, 20 * len(shown)))),
+        area=Box(LEFT, TOP, wide - LEFT - RIGHT, min(560, max(260, wide / 2, 24 * len(shown)))),
         sizes=(max(0, min(sizes) - room), max(sizes) + room),
         floor=min(centres) / 3,
         ceiling=max(ends or centres) * 2,
@@ -169,17 +174,19 @@ def _interval_box(plot: Plot, each: Candidate, loss: Estimate) -> Box:
     return Box(plot.x(each.bytes) - 4, high, 8, low - high)
 
 
-def _label(x: float, y: float, text: str, box: Box, *, is_best: bool) -> Iterator[str]:
-    """The name of a point; with a line to it where it is not right beside it."""
-    middle = box.y + box.height / 2
-    near_x = min(max(x, box.x), box.x + box.width)
-    near_y = min(max(y, box.y), box.y + box.height)
-    if abs(near_x - x) > 2 * LINE or abs(near_y - y) > 2 * LINE:
-        yield line(x, y, near_x, near_y, "grid")
-    class_ = "label strong" if is_best else "label"
+def _leader(x: float, y: float, box: Box, points: Sequence[tuple[float, float]]) -> Iterator[str]:
+    """A line from a point to its name, where that is not right beside it or could be another's."""
+    if box.distance(x, y) > LINE or not is_clear(box, x, y, points):
+        near_x = min(max(x, box.x), box.x + box.width)
+        near_y = min(max(y, box.y), box.y + box.height)
+        yield line(x, y, near_x, near_y, "leader")
+
+
+def _label(x: float, text: str, box: Box, *, is_best: bool) -> str:
+    """The name of a point."""
+    base, class_ = box.y + box.height / 2 + 4, "label strong" if is_best else "label"
     if box.x >= x:
-        yield write(box.x, middle + 4, text, class_)
-    elif box.x + box.width <= x:
-        yield write(box.x + box.width, middle + 4, text, class_, "end")
-    else:
-        yield write(box.x + box.width / 2, middle + 4, text, class_, "middle")
+        return write(box.x, base, text, class_)
+    if box.x + box.width <= x:
+        return write(box.x + box.width, base, text, class_, "end")
+    return write(box.x + box.width / 2, base, text, class_, "middle")

@@ -19,6 +19,8 @@ from pipeline.core.text import printable
 FONT = 13  # pixels; the height of a letter in a picture
 LINE = 18  # pixels from one line of text to the next
 LETTER = 0.6  # of the font's height: the width of most letters of most fonts, with some to spare
+BOLD = 0.7  # the same in bold
+CLEARLY = 3  # pixels by which a label is nearer to its point than to any other
 NO_XML = re.compile("[\ufffe\uffff]")  # letters that XML has not, beside those that nobody prints
 
 # Blue and orange are told apart by nearly everybody. The three colours of a bar's parts differ in
@@ -42,6 +44,8 @@ STYLE = f"""
 .chart .ground{{fill:var(--ground)}}
 .chart .grid{{stroke:var(--line);stroke-width:1;fill:none}}
 .chart .axis{{stroke:var(--soft);stroke-width:1;fill:none}}
+.chart .leader{{stroke:var(--soft);stroke-width:1;fill:none}}
+.chart .halo{{stroke:var(--ground);stroke-width:4;fill:none}}
 .chart .whisker{{stroke:var(--soft);stroke-width:1.5;fill:none}}
 .chart .limit{{stroke:var(--other);stroke-width:2;stroke-dasharray:6 4;fill:none}}
 .chart .front{{stroke:var(--main);stroke-width:2;fill:none}}
@@ -94,10 +98,10 @@ def path(*points: tuple[float, float]) -> str:
     return "M" + "L".join(f"{number(x)} {number(y)}" for x, y in points)
 
 
-def width(text: str) -> float:
+def width(text: str, letter: float = LETTER) -> float:
     """About how many pixels a text is wide; rather more than less."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return FONT * (LETTER * (len(text) - wide) + wide)
+    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
+    return FONT * (letter * (len(text) - wide) + wide)
 
 
 def shortened(text: str, room: float) -> str:
@@ -190,6 +194,11 @@ class Box(Struct, frozen=True):
             and self.y + self.height <= other.y + other.height
         )
 
+    def distance(self, x: float, y: float) -> float:
+        """Of a point; 0 within."""
+        right, bottom = self.x + self.width, self.y + self.height
+        return math.hypot(max(self.x - x, 0, x - right), max(self.y - y, 0, y - bottom))
+
     def overlaps(self, other: Box) -> bool:
         return (
             self.x < other.x + other.width
@@ -211,6 +220,30 @@ def places(x: float, y: float, wide: float, high: float) -> Iterator[Box]:
             yield Box(x - away / 2 - wide, middle, wide, high)
 
 
+def anywhere(x: float, y: float, wide: float, high: float, area: Box) -> list[Box]:
+    """Where a label may stand in all of the area, the nearest to its point first."""
+    right, bottom = int(area.x + area.width - wide), int(area.y + area.height - high)
+    boxes = [
+        Box(left, top, wide, high)
+        for left in range(math.ceil(area.x), right + 1, 6)
+        for top in range(math.ceil(area.y), bottom + 1, 4)
+    ]
+    return sorted(boxes, key=lambda box: box.distance(x, y))
+
+
+def _free(boxes: Sequence[Box], taken: Sequence[Box]) -> Box | None:
+    """The first that overlaps nothing; None where there is none."""
+    return next((box for box in boxes if not any(map(box.overlaps, taken))), None)
+
+
+def is_clear(box: Box, x: float, y: float, points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a label in `box` can be taken for that of its point alone, and of those that lie on
+    it."""
+    near = box.distance(x, y) + CLEARLY
+    others = (each for each in points if math.dist(each, (x, y)) > CLEARLY)
+    return all(box.distance(*each) >= near for each in others)
+
+
 def placed(
     labels: Sequence[tuple[float, float, str]],
     area: Box,
@@ -218,18 +251,20 @@ def placed(
     better_free: Sequence[Box] = (),
 ) -> list[Box | None]:
     """A box inside `area` for the label of each point `(x, y, text)`. None overlaps another, nor
-    one of `points`, nor what is `better_free` unless there is no other room; None without room."""
+    one of `points`, nor what is `better_free` unless there is no other room; None without room.
+    Right beside its point it stands only where it cannot be taken for the label of another."""
     used: list[Box] = []
     boxes = []
+    centres = [(x, y) for x, y, _ in labels]
     for x, y, text in labels:
-        inside = [each for each in places(x, y, width(text), LINE - 2) if each.lies_in(area)]
-        fit = (
-            box
-            for taken in ([*used, *points, *better_free], [*used, *points])
-            for box in inside
-            if not any(map(box.overlaps, taken))
-        )
-        box = next(fit, None)
+        wide, high = width(text, BOLD), LINE - 2
+        inside = [each for each in places(x, y, wide, high) if each.lies_in(area)]
+        near = [each for each in inside if each.distance(x, y) < LINE]
+        clear = [each for each in near if is_clear(each, x, y, centres)]
+        some, all_ = [*used, *points], [*used, *points, *better_free]
+        tries = ((clear, all_), (clear, some), (inside, all_), (inside, some))
+        box = next(filter(None, (_free(*each) for each in tries)), None)
+        box = box or _free(anywhere(x, y, wide, high, area), some)
         used += [box] if box else []
         boxes.append(box)
     return boxes

@@ -71,6 +71,14 @@ EIGHT = [candidate(n, size, loss, fits=size < 7) for n, (size, loss) in ROWS.ite
 TWENTY = [candidate(f"IQ{n}_XXS_LONG", 3 + n / 40, 0.3 * 0.9**n) for n in range(20)]
 NO_QUALITY = [candidate(n, size, None) for n, (size, _) in ROWS.items()]
 NO_SPEED = [candidate(n, size, loss, speed=False) for n, (size, loss) in ROWS.items()]
+# Measured of all-MiniLM-L6-v2: many close together, some of one size, and F16 far away.
+CROWD = [
+    *(("Q2_K", 19.50, 0.0513), ("Q3_K_S", 19.50, 0.0513), ("Q4_0", 19.97, 0.0414)),
+    *(("Q3_K_M", 20.21, 0.0259), ("Q4_1", 20.64, 0.0321), ("Q4_K_S", 20.90, 0.01165)),
+    *(("Q4_K_M", 21.27, 0.00912), ("Q5_0", 21.30, 0.00954), ("Q5_K_M", 21.99, 0.00604)),
+    *(("Q6_K", 24.43, 0.000692), ("Q8_0", 25.28, 0.000397), ("F16", 46.22, 3e-7)),
+]
+CROWDED = [candidate(quant, size / 1000, loss) for quant, size, loss in CROWD]
 BELOW_ZERO = [
     candidate("Q4_K_M", 4.9, 0.03, error=0.8),
     candidate("Q8_0", 8.5, 0.0001, error=3),
@@ -82,6 +90,7 @@ CASES = {
     "twenty": TWENTY,
     "no quality": NO_QUALITY,
     "no speed": NO_SPEED,
+    "crowded": CROWDED,
     "below zero": BELOW_ZERO,
     "nothing": [Candidate(quant="Q4_0", bytes=10)],
     "lossless": [candidate("F16", 16, 0.0)],
@@ -108,20 +117,36 @@ def test_every_picture_is_well_formed_and_within_its_frame(rows: list[Candidate]
 
 
 @pytest.mark.parametrize("wide", [360, 760])
-@pytest.mark.parametrize("rows", [EIGHT, TWENTY, BELOW_ZERO], ids=["eight", "twenty", "zero"])
-def test_labels_do_not_overlap(rows: list[Candidate], wide: int) -> None:
+@pytest.mark.parametrize("name", ["eight", "twenty", "crowded", "below zero"])
+def test_labels_do_not_overlap_and_it_is_seen_whose_they_are(name: str, wide: int) -> None:
+    rows = CASES[name]
     picture = scatter.size_and_quality("m", rows, wide)
     assert picture
-    boxes = []
-    for text in ElementTree.fromstring(picture.file()).iter(f"{SVG}text"):
+    drawing = ElementTree.fromstring(picture.file())
+    boxes = {}
+    for text in drawing.iter(f"{SVG}text"):
         if text.text in {each.quant for each in rows}:
-            wide = svg.width(text.text)
+            wide = svg.width(text.text, svg.BOLD)
             left = {"start": 0.0, "middle": wide / 2, "end": wide}[text.get("text-anchor", "start")]
             x, y = float(text.get("x", 0)) - left, float(text.get("y", 0))
-            boxes.append(svg.Box(x, y - 10, wide, 12))
+            boxes[text.text] = svg.Box(x, y - 12, wide, 16)
             assert x >= 0 and x + wide <= picture.width
     assert len(boxes) == len(rows), "every quant has its name"
-    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert not [pair for pair in combinations(boxes.values(), 2) if pair[0].overlaps(pair[1])]
+    points = {
+        str(each[0].text).partition(":")[0]: (float(mark.get("cx", 0)), float(mark.get("cy", 0)))
+        for each in drawing.iter(f"{SVG}g")
+        for mark in each.iter(f"{SVG}circle")
+    }
+    leaders = [
+        re.findall(r"[\d.]+", each.get("d", ""))
+        for each in drawing.iter(f"{SVG}path")
+        if each.get("class") == "leader"
+    ]
+    led = {(float(x), float(y)) for x, y, *_ in leaders}
+    for quant, point in points.items():
+        is_near = svg.is_clear(boxes[quant], *point, [*points.values()])
+        assert point in led or is_near, f"{quant} stands beside another's point"
 
 
 def test_the_frontier_holds_what_nothing_smaller_beats() -> None:

@@ -37,7 +37,7 @@ return [wide.scrollWidth - wide.clientWidth, ...outside.map(each => each.textCon
 @pytest.mark.slow
 def test_nothing_overlaps_and_nothing_is_cut(browser: Chrome, tmp_path: Path) -> None:
     name = "an-organisation-with-a-long-name/A-Model-Whose-Name-Is-Long-Too-70B-Instruct"
-    for case in ("eight", "twenty", "below zero", "no quality"):
+    for case in ("eight", "twenty", "crowded", "below zero", "no quality"):
         page = tmp_path / case / comparison.PAGE
         page.parent.mkdir()
         page.write_text(comparison.files(report(CASES[case], name))[comparison.PAGE], "utf-8")
