@@ -20,7 +20,7 @@ from pipeline.models import quants
 from pipeline.serve.config import checks, named, vllm
 from pipeline.serve.server import VLLM
 
-from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve
+from . import beside, estimate, leftovers, lock, quality, quality_gate, quality_setup, resolve
 from .model import Model
 
 if TYPE_CHECKING:
@@ -28,18 +28,33 @@ if TYPE_CHECKING:
     from .session import Session
 
 
-def require_writable(home: Home) -> None:
-    """Raise PipelineError where nothing can be made."""
-    for folder in (home.root, home.run, home.logs, home.models, home.bins):
+def require_writable(home: Home, *, models: bool = True) -> None:
+    """Raise PipelineError where nothing can be made; without `models`, nothing but models."""
+    for folder in (home.root, home.run, home.logs, home.bins, *([home.models] if models else [])):
         paths.require_writable(folder)
+
+
+def is_made(model: Model) -> bool:
+    """Whether the model and what is served with it are there, so that nothing is written beside
+    them. Nothing is looked up for it."""
+    if not (model.request.reference and model.home.models.is_dir() and model.known()):
+        return False
+    made = [model, *model.beside.values()]
+    try:
+        if model.request.measures:
+            made = [quality.with_quant(model, quant) for quant in quality.requested(model)]
+        return all((chain := each.chain()) and estimate.is_made(each, chain) for each in made)
+    except PipelineError:
+        return False  # whoever makes it says what is wrong
 
 
 def check_session(session: Session) -> None:
     """Raise PipelineError where a run that makes something would fail; without a model llama.cpp's
     programs alone are checked. From here on nothing is removed that it may need."""
-    require_writable(session.home)
+    named = session.models.values() or (session.model,)
+    require_writable(session.home, models=not all(map(is_made, named)))
     leftovers.begin(session.home)
-    for model in session.models.values() or (session.model,):
+    for model in named:
         is_decided = model.request.wanted.quant in quants.DECIDED
         if model.request.wanted.quant == quants.ALL:
             raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")

@@ -17,6 +17,7 @@ from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
+from pipeline.core.store.publish import disk_errors
 from pipeline.core.store.receipts import Status
 from pipeline.models import chain as chains
 from pipeline.models import convert as conversions
@@ -200,7 +201,7 @@ def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
     if of.conversion is None:
         yield of.path
         return
-    with only_one(of.path):
+    with disk_errors(of.path.parent), only_one(of.path):
         conversions.make(of.conversion, model.home, check=estimate.loads(model))
         yield of.path
         entry = receipts.load(of.path.parent).get(of.path.name)

@@ -436,6 +436,24 @@ def test_read_only(disk: Doit, tmp_path: Path) -> None:
         assert models(read_only).keys() == {MADE, SOURCE}
 
 
+def test_models_on_a_read_only_disk_are_used_while_none_is_missing(
+    disk: Doit, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "small", "size=200m") as remount:
+        kept = shutil.copytree(disk.home / "models", tmp_path / "small" / "models")
+        shutil.rmtree(disk.home / "models")
+        (disk.home / "models").symlink_to(kept, target_is_directory=True)
+        remount("ro")
+        assert disk("prepare", "model=demo-embed").steps == []
+        for words in (
+            ("prepare", "quant=q5_1"),
+            ("prepare", "force=1"),
+            ("quality", "quants=q8_0"),
+        ):
+            refused = disk(words[0], "model=demo-embed", *words[1:], status=1)
+            assert f"{disk.home / 'models'}: cannot be written to: Read-only" in refused.err
+
+
 @pytest.mark.usefixtures("locks_that_do_not_work")
 def test_where_locks_do_not_work(disk: Doit) -> None:
     disk.env["LD_PRELOAD"] = os.environ["LD_PRELOAD"]
