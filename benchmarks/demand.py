@@ -1,12 +1,12 @@
 """More models than fit: eight clients ask for six models where memory holds two or three, beside
 llama-server's own router with `--models-max 2`.
 
-    .venv/bin/python benchmarks/demand.py [seconds] [seed=…] [min_loaded=3]
+    .venv/bin/python benchmarks/demand.py [seconds] [seed=…] [swap_wait=0]
 
 Each client has a seeded list of requests, in bursts for one model as conversations make them, and
 sends each at its time or once the one before is answered. Ten minutes for each by default, of which
-the pipeline's gateway has two: as it is by default, and with `min_loaded` in the file. Beside
-how long a request takes it prints
+the pipeline's gateway has two: as it is by default, and with another `swap_wait` in the file.
+Beside how long a request takes it prints
 
 - the loads, over those of an oracle: the fewest that the same requests in the order of their
   arrival can do with, where everything to come is known (computed exactly, over all sets of models
@@ -213,9 +213,10 @@ def show(name: str, results: Sequence[Result], loads: int, fewest: int, watch: W
 
 
 def write(
-    file: Path, models: Mapping[str, Path], memory: int | None, port: int, min_loaded: str = "0"
+    file: Path, models: Mapping[str, Path], memory: int | None, port: int, swap_wait: str = ""
 ) -> None:
-    lines = [f"[master]\nmin_loaded = {min_loaded}\nsaved_slots = '0GiB'"]  # the router saves none
+    lines = ["[master]\nsaved_slots = '0GiB'"]  # the router saves none
+    lines += [f"swap_wait = {swap_wait}"] if swap_wait else []
     lines += [f"memory = '{memory // 1000}KB'"] if memory else []
     lines += [f"[gateway]\nenable = true\nport = {port}\n[instance.control]\nstart = 'demand'"]
     lines += ["[instance.server]\nthreads = 1\napi_key = 'none'"]
@@ -265,17 +266,17 @@ def bench(folder: Path, seconds: float, seed: int) -> Bench:
     return Bench(folder, models, clients, need, budget)
 
 
-def ours(given: Bench, min_loaded: str) -> None:
-    port, file = free_port(), given.folder / f"demand-{min_loaded}.toml"
+def ours(given: Bench, swap_wait: str) -> None:
+    port, file = free_port(), given.folder / f"demand-{swap_wait}.toml"
     at = files.folder(Home(REPOSITORY), str(file))
-    write(file, given.models, given.budget, port, min_loaded)
+    write(file, given.models, given.budget, port, swap_wait)
     doit("up", f"config={file}")
     try:
         with given.watched() as watch:
             results = asyncio.run(replay(port, given.clients))
-        name = f"stay {min_loaded} s" if min_loaded != "0" else "gateway"
+        name = f"wait {swap_wait} s" if swap_wait else "gateway"
         show(name, results, loads(at), given.fewest(results), watch)
-        if min_loaded == "0":
+        if not swap_wait:
             compare_starts(at, file)
     finally:
         doit("down", f"config={file}")
@@ -339,8 +340,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         given = bench(Path(temporary), seconds, seed)
         print(f"{CLIENTS} clients, {len(MODELS)} models, {seconds:g} s, seed {seed}")
-        for min_loaded in ("0", named.get("min_loaded", "3")):
-            ours(given, min_loaded)
+        for swap_wait in ("", named.get("swap_wait", "0")):
+            ours(given, swap_wait)
         router(given)
 
 

@@ -2,18 +2,16 @@
 
     .venv/bin/python benchmarks/placing.py [seconds] [seeds=…] [slower=…]
 
-Nothing is served. `placing.place` and `placing.order` decide as in the supervisor, with another
-value in the place of the last use:
+Nothing is served. `placing.place`, `placing.order` and `placing.pause` decide as in the supervisor,
+with one of these as the last use, and with `swap_wait`:
 
-    last use        as the supervisor does
-    2nd, 4th last   when the last use but one, or but three, was
-    counts          uses, those of two minutes ago for a third
-    shares          how often each model is asked for now in truth, which nobody knows
-    last use, wait  as the supervisor does, but a model that was used within twice the time that its
-                    load takes stays until the request has waited so long
+    uses         as the supervisor does
+    last use     the last one alone
+    minutes      uses, those of two minutes ago for a third
+    shares       how often each model is asked for now in truth, which nobody knows
 
 Memory and load times are those that demand.py measured. Each mix of models is tried with some
-seeds; `mean` and `p95` are seconds until an answer. `slower` multiplies the load times.
+seeds; `mean`, `median` and `p95` are seconds until an answer. `slower` multiplies the load times.
 """
 
 from __future__ import annotations
@@ -49,6 +47,7 @@ class Model:
     state: str = "asleep"
     until: float = 0.0  # when it is ready, or has stopped
     last: float = 0.0
+    recent: float = 0.0
     uses: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # for each phase
     in_flight: int = 0
@@ -58,17 +57,19 @@ class Model:
 Value = Callable[[Model, float], float]
 
 
-def nth(number: int) -> Value:
-    return lambda model, now: model.uses[-number] if len(model.uses) >= number else 0.0
+def minutes(model: Model, now: float) -> float:
+    return sum(math.exp((x - now) / MINUTES) for x in model.uses)
 
 
-ORDERS: dict[str, tuple[Value, bool]] = {
-    "last use": (lambda model, now: model.last, False),
-    "2nd last": (nth(2), False),
-    "4th last": (nth(4), False),
-    "counts": (lambda model, now: sum(math.exp((x - now) / MINUTES) for x in model.uses), False),
-    "shares": (lambda model, now: model.shares[int(now // PHASE) % len(model.shares)], False),
-    "last use, wait": (lambda model, now: model.last, True),
+ORDERS: dict[str, tuple[Value, float]] = {
+    "last use": (lambda model, now: model.last, 0),
+    "minutes": (minutes, 0),
+    "shares": (lambda model, now: model.shares[int(now // PHASE) % len(model.shares)], 0),
+    "uses": (lambda model, now: model.recent, 0),
+    "last use, wait 1 s": (lambda model, now: model.last, 1),
+    "uses, wait 0.5 s": (lambda model, now: model.recent, 0.5),
+    "uses, wait 1 s": (lambda model, now: model.recent, 1),
+    "uses, wait 2 s": (lambda model, now: model.recent, 2),
 }
 
 
@@ -90,11 +91,11 @@ class Simulation:
         clients: Sequence[Sequence[Request]],
         phases: Sequence[Sequence[float]],
         value: Value,
-        waits: bool,
+        swap_wait: float,
     ) -> None:
         each = zip(MODELS, zip(*phases, strict=True), strict=True)
         self.models = {name: Model(name, shares=[*its]) for name, its in each}
-        self.value, self.waits, self.now, self.loads = value, waits, 0.0, 0
+        self.value, self.swap_wait, self.now, self.loads = value, swap_wait, 0.0, 0
         self.results: list[tuple[float, str, float]] = []
         self._ends: list[tuple[float, int, str, float]] = []
         self._left = {number: list(requests) for number, requests in enumerate(clients)}
@@ -112,7 +113,7 @@ class Simulation:
         while self._ends and self._ends[0][0] <= self.now:
             at, client, name, sent = heapq.heappop(self._ends)
             self.models[name].in_flight -= 1
-            self.models[name].last = self.now
+            self._use(self.models[name])
             self.results.append((sent, name, at - sent))
             self._idle.add(client)
 
@@ -135,8 +136,12 @@ class Simulation:
                 for sent, client, tokens in model.waiting:
                     end = self.now + FIRST + TOKEN * tokens
                     heapq.heappush(self._ends, (end, client, model.name, sent))
-                    model.in_flight, model.last = model.in_flight + 1, self.now
+                    model.in_flight += 1
+                    self._use(model)
                 model.waiting = []
+
+    def _use(self, model: Model) -> None:
+        model.last, model.recent = self.now, placing.used_again(model.recent, self.now)
 
     def _place(self) -> None:
         """As Scheduler._load, in short."""
@@ -159,7 +164,7 @@ class Simulation:
             model = self.models[wanted.name]
             model.state, model.until = "loading", self.now + LOAD[wanted.name] * SLOWER
             self.loads += 1
-        elif not self._is_early(placement.unload, waited):
+        elif placing.pause(wanted, self._recent(placement.unload), self.now, self.swap_wait) <= 0:
             leaving = [self.models[name] for name in (*placement.unload, *placement.hold)]
             for model in leaving:
                 model.state = "unloading" if model.state == "ready" else model.state
@@ -167,11 +172,10 @@ class Simulation:
             names = {model.name for model in leaving}
             residents[:] = [replace(x, is_busy=x.is_busy or x.name in names) for x in residents]
 
-    def _is_early(self, names: Sequence[str], waited: float) -> bool:
-        return self.waits and any(
-            max(waited, self.now - self.models[name].last) < 2 * LOAD[name] * SLOWER
-            for name in names
-        )
+    def _recent(self, names: Sequence[str]) -> list[Resident]:
+        """These, with their recent uses, whatever they are ordered by."""
+        models = [self.models[name] for name in names]
+        return [Resident(x.name, {}, x.recent) for x in models]
 
     def _resident(self, model: Model) -> Resident:
         value = self.value(model, self.now)
@@ -186,19 +190,21 @@ def _has_memory(model: Model) -> bool:
 
 def compare(mix: str, seconds: float, seeds: Sequence[int]) -> None:
     print(f"{mix}:")
-    for order, (value, waits) in ORDERS.items():
+    for order, (value, swap_wait) in ORDERS.items():
         loads, fewest, times = 0, 0, list[float]()
         for seed in seeds:
             phases = shares(mix, seed)
             clients = [requests_of(client, seconds, seed, phases) for client in range(CLIENTS)]
-            run = Simulation(clients, phases, value, waits)
+            run = Simulation(clients, phases, value, swap_wait)
             loads += run.loads
             fewest += oracle([name for _, name, _ in run.results], NEED, BUDGET)
             times += [taken for _, _, taken in run.results]
         times.sort()
+        mean, median = sum(times) / len(times), times[len(times) // 2]
+        p95 = times[int(len(times) * 0.95)]
         print(
-            f"  {order:<15} {loads:>5} loads, over the oracle's {loads / fewest:.2f}"
-            f"  mean {sum(times) / len(times):.2f} s  p95 {times[int(len(times) * 0.95)]:.2f} s",
+            f"  {order:<18} {loads:>5} loads, over the oracle's {loads / fewest:.2f}"
+            f"  mean {mean:.2f} s  median {median:.2f} s  p95 {p95:.2f} s",
             flush=True,
         )
 

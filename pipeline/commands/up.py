@@ -84,7 +84,7 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
         desired,
         memory=budget,
         needs=computed,
-        min_loaded=master.min_loaded,
+        swap_wait=master.swap_wait,
         saved_slots=placing.byte_count(master.saved_slots),
     )
 

@@ -5,6 +5,7 @@ Pure decisions on the numbers passed in: nothing here measures, waits or stops a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,8 @@ TOTAL = "all devices"  # in a budget: what all of them may hold together
 AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", re.A | re.I)
 POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 PATIENCE = 20.0  # seconds that a request waits before others are held back for it
+RECENT = 10.0  # seconds after which a use counts a third of one that is new
+OFTEN = 10  # such uses of a model, begun and ended requests: room for another one waits its time
 
 
 class Resident(Struct, frozen=True):
@@ -25,7 +28,7 @@ class Resident(Struct, frozen=True):
 
     name: str
     need: Bytes
-    last_use: float  # seconds of any clock
+    last_use: float  # seconds of any clock; later if used often: see `used_again`
     load_seconds: float = 0
     priority: int = 0
     is_pinned: bool = False
@@ -148,6 +151,20 @@ def place(
     missing = {device: count - _sum(movable, device) for device, count in short.items()}
     figures = ", ".join(f"{size(x)} of {device}" for device, x in missing.items() if x > 0)
     return Placement(problem=f"other programs hold memory that it needs: {figures} are missing")
+
+
+def used_again(before: float, now: float) -> float:
+    """A model's last use, where one comes after `before`: now, and later by the uses shortly before
+    it, so that of two models the one that is used more often stays."""
+    return now + RECENT * math.log1p(math.exp((before - now) / RECENT))
+
+
+def pause(waiting: Waiting, leaving: Sequence[Resident], now: float, longest: float) -> float:
+    """Seconds from now until the models `leaving` make room: none where they are hardly used, up to
+    `longest` from the first request on where they are used often, less where several requests
+    wait. Meanwhile more requests for the same model come, which one load answers."""
+    uses = sum(math.exp((model.last_use - now) / RECENT) for model in leaving)
+    return waiting.since + longest * min(1, uses / OFTEN) / waiting.requests - now
 
 
 def order(waiting: Sequence[Waiting], now: float, patience: float = PATIENCE) -> list[Waiting]:

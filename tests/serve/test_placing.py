@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from itertools import combinations
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.placing import (
+    OFTEN,
+    RECENT,
     TOTAL,
     Placement,
     Resident,
@@ -17,7 +20,9 @@ from pipeline.serve.placing import (
     amount,
     budget,
     order,
+    pause,
     place,
+    used_again,
 )
 
 GB = 10**9
@@ -167,3 +172,21 @@ def test_who_is_next() -> None:
     ]
     names = [each.name for each in order(waiting, now=100)]
     assert names == ["older", "old", "first", "many", "one", "other"]
+
+
+def test_uses_count_less_the_older_they_are() -> None:
+    twice = used_again(100.0, 100.0)
+    assert math.exp((twice - 100) / RECENT) == pytest.approx(2)
+    assert used_again(twice, 100 + 50 * RECENT) == pytest.approx(100 + 50 * RECENT)
+    assert used_again(0.0, 1e9) == 1e9, "the first"
+
+
+def test_room_for_a_model_waits_the_longer_the_more_others_are_used() -> None:
+    def seconds(uses: float, requests: int = 1, now: float = 100.0) -> float:
+        leaving = [resident("a", 1, now + RECENT * math.log(uses / 2))] * 2
+        return pause(Waiting(name="x", since=100, requests=requests), leaving, now, longest=3)
+
+    assert seconds(OFTEN / 3) == pytest.approx(1)
+    assert seconds(OFTEN / 3, requests=2) == pytest.approx(0.5)
+    assert seconds(99 * OFTEN) == 3 and seconds(99 * OFTEN, now=104) == -1
+    assert 0 < seconds(0.01) < 0.01

@@ -145,7 +145,7 @@ def notes(spec: InstanceSpec) -> Iterator[str]:
 
 def unused_of_file(configuration: Configuration) -> Iterator[str]:
     """The same of what holds for all instances."""
-    for name in ("memory", "max_loading", "min_loaded", "saved_slots"):
+    for name in ("memory", "max_loading", "swap_wait", "saved_slots"):
         if name in configuration.master.model_fields_set:
             why = "the cluster places replicas"
             yield f"{configuration.label}: master.{name}: not used: {why}"

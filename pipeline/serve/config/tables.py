@@ -167,8 +167,8 @@ class Master(Table):
     memory: Amount = "auto"
     """What models may take together: auto, a size such as 20GiB, a share such as 80%, or a table
     of these by device (ram, gpu0, ...)."""
-    min_loaded: Annotated[float, Field(ge=0, le=placing.PATIENCE)] = 0.0
-    """Seconds that a model stays at least, once loaded, while others wait for its memory."""
+    swap_wait: Annotated[float, Field(ge=0, le=placing.PATIENCE)] = 1.0
+    """Seconds that a request waits at most before models that are used often make room."""
     instances: Literal["models"] | None = None
     """models: every model on disk can be asked for by name, beside the instances of this file."""
     saved_slots: Size = "4GiB"

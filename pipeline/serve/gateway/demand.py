@@ -10,6 +10,7 @@ from collections.abc import Hashable
 import anyio
 
 from pipeline.core import log
+from pipeline.serve.placing import used_again
 from pipeline.serve.supervisor import marker, usage
 from pipeline.serve.supervisor.state import ASLEEP, STOPPING, UNLOADING, Folder
 from pipeline.serve.supervisor.usage import ServerUse, Usage
@@ -35,6 +36,7 @@ class Demand:
         self._at, self._view, self._in_flight = at, view, in_flight
         self._waiting: dict[Hashable, tuple[str, float]] = {}  # by request: the server, since when
         self._last: dict[str, float] = {}
+        self._recent: dict[str, float] = {}  # see placing.used_again
         self._keep: dict[str, float] = {}
         self._ordered: dict[str, float] = {}  # by server, until when a client's order counts
         self._reported: Usage | None = None
@@ -64,7 +66,8 @@ class Demand:
     def used(self, target: Target, keep: float | None = None) -> None:
         """A request has begun or ended. `keep`: the seconds for which it wants the server to stay
         loaded after it; below 0: for ever."""
-        self._last[target.name] = time.monotonic()
+        self._last[target.name] = now = time.monotonic()
+        self._recent[target.name] = used_again(self._recent.get(target.name, 0.0), now)
         if keep is not None:
             self._keep[target.name] = keep
         else:
@@ -109,6 +112,7 @@ class Demand:
             since=min(waiting, default=0.0),
             in_flight=self._in_flight[target.name],
             last=self._last.get(target.name, 0.0),
+            recent=self._recent.get(target.name, 0.0),
             keep=self._keep.get(target.name),
             closed=target.ready_at if target.state == UNLOADING else None,
         )

@@ -217,8 +217,6 @@ class Scheduler:
         excess = placing.place("", {}, staying, budget)  # a server took more than was computed
         for name in excess.unload:
             self._unload(runners[name], now)
-        new = {name for name, runner in runners.items() if _is_new(runner, wanted, now)}
-        residents = [replace(x, is_busy=x.is_busy or x.name in new) for x in residents]
         waiting = self._waiting(runners, now)
         free = self._free(wanted, runners) if waiting else {}
         self._note_problems(budget, runners, residents, waiting)
@@ -237,6 +235,10 @@ class Scheduler:
                     continue
                 runners[name].claim.short_since = None
                 if placement.hold and now - each.since <= self._timing.patience:
+                    continue
+                idle = [x for x in residents if x.name in placement.unload]
+                is_ordered = runners[name].claim.wanted_since is not None
+                if not is_ordered and placing.pause(each, idle, now, wanted.swap_wait) > 0:
                     continue
                 ready = [x for x in placement.hold if runners[x].status.state == READY]
                 leaving = [*placement.unload, *ready]
@@ -320,7 +322,7 @@ class Scheduler:
         return Resident(
             name=instance.name,
             need=self._held(runner) or self._books.need(instance.name),
-            last_use=self._last_use(runner),
+            last_use=max(self._uses[instance.name].recent, self._last_use(runner)),
             load_seconds=self._books.load_seconds(instance.name),
             priority=instance.priority,
             is_pinned=instance.pinned and not is_leaving,
@@ -350,11 +352,6 @@ def _with(free: Bytes, back: Bytes) -> dict[str, int]:
 def _without(free: Bytes, taken: Bytes) -> dict[str, int]:
     """What is free once so much is taken."""
     return {device: count - taken.get(device, 0) for device, count in free.items()}
-
-
-def _is_new(runner: Runner, wanted: DesiredState, now: float) -> bool:
-    """Whether it was loaded so recently that it stays."""
-    return runner.status.state == READY and now - runner.ready_since < wanted.min_loaded
 
 
 def _is_leaving(runner: Runner) -> bool:

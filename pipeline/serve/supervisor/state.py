@@ -58,7 +58,7 @@ class DesiredState(Struct, frozen=True, kw_only=True):
     # not in it has no limit
     needs: Mapping[str, Mapping[str, int]] = {}  # by server: bytes by device, as computed
     orders: Mapping[str, Order] = {}  # the last one for each server
-    min_loaded: float = 0.0  # seconds that a model stays, once loaded, while others wait
+    swap_wait: float = 0.0  # seconds that a request waits at most before others make room
     saved_slots: int = 0  # bytes that conversations of unloaded servers may take on the disk
 
     @property

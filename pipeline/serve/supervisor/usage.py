@@ -32,6 +32,7 @@ class ServerUse(Struct, frozen=True, kw_only=True):
     since: Time = 0.0  # when the oldest of them came
     in_flight: int = 0  # requests that it is answering
     last: Time = 0.0  # when one last began or ended
+    recent: Time = 0.0  # that, later if many did: see placing.used_again
     keep: float | None = None  # seconds to stay loaded after the last request, as that request
     # asked for; below 0: for ever; None: its idle_timeout
     closed: Time | None = None  # the `ready_at` of a server that gets no more requests
@@ -106,6 +107,7 @@ class Gateways:
             since=min((use.since for use in uses if use.waiting), default=0.0),
             in_flight=sum(use.in_flight for use in uses),
             last=latest.last,
+            recent=max((use.recent for use in uses), default=0.0),
             keep=latest.keep,
         )
 

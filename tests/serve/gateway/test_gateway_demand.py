@@ -81,6 +81,7 @@ def test_the_supervisor_is_told_who_waits_and_who_is_in_use(here: Site) -> None:
     wait_for(lambda: has_left(here, 7.0))
     told = use(here, "chat")
     assert told.keep == 300 and told.last > before
+    assert told.recent > told.last + 5, "a use that begins and one that ends are two"
     thread, answers = asks(here, model="chat")
     wait_for(lambda: use(here, "chat").waiting)  # it gets no new ones
     says(here, "chat", "ready", ready_at=8.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from supervisor_tools import QUICK, Gateway, Servers, loads, on_demand, stand_in, states
 
 from pipeline.core.errors import PipelineError, UsageError
+from pipeline.serve.placing import RECENT
 from pipeline.serve.supervisor import books, control, usage
 from pipeline.serve.supervisor.state import DesiredState, Folder, ServerStatus
 from pipeline.serve.supervisor.usage import ServerUse, Usage
@@ -71,16 +73,35 @@ def test_a_busy_one_is_held_back_once_another_has_waited_for_too_long(
     assert states(servers)["a"] == "asleep"
 
 
-def test_one_that_was_just_loaded_stays_for_a_while(servers: Servers, gateway: Gateway) -> None:
+@pytest.mark.parametrize(
+    ("often", "order", "is_held"), [(99, 0, True), (1, 0, False), (99, 1, False)]
+)
+def test_a_request_waits_before_one_that_is_used_often_makes_room(
+    servers: Servers, gateway: Gateway, often: int, order: bool, is_held: bool
+) -> None:
+    """Not where a user has ordered it by hand."""
     made, needs = on_demand(servers, "a", "b"), {"a": LARGE, "b": LARGE}
-    servers.up(*made, memory=LARGE, needs=needs, min_loaded=1.0)
-    loads(servers, gateway, "a")  # and is idle from now on
+    servers.up(*made, memory=LARGE, needs=needs, swap_wait=2.0)
+    now = time.monotonic()
+    loads(servers, gateway, "a", recent=now + RECENT * math.log(often))  # and is idle from now on
     gateway.waits("b")
     began = time.monotonic()
+    if order:
+        control.order(servers.at, ["b"], loads=True)
     gateway.has_seen(servers, "a")
-    assert time.monotonic() - began > 0.5
+    assert (time.monotonic() - began > 1.5) == is_held
     servers.until("b", "ready")
     assert states(servers) == {"a": "asleep", "b": "ready"}
+
+
+def test_of_two_the_one_that_is_used_more_often_stays(servers: Servers, gateway: Gateway) -> None:
+    servers.up(*on_demand(servers, "a", "b", "c"), memory=LARGE, needs=dict.fromkeys("abc", SMALL))
+    for name, often in (("a", 9), ("b", 1)):  # b was used last
+        loads(servers, gateway, name, recent=time.monotonic() + RECENT * math.log(often))
+    gateway.waits("c")
+    gateway.has_seen(servers, "b")
+    servers.until("c", "ready")
+    assert states(servers) == {"a": "ready", "b": "asleep", "c": "ready"}
 
 
 def test_no_request_is_cut_before_the_gateway_knows(servers: Servers, gateway: Gateway) -> None:
