@@ -174,6 +174,13 @@ def test_nothing_asked_is_a_request_to_load() -> None:
         assert requests.embed(nothing).path == ""
 
 
+@pytest.mark.parametrize("other", [b"5", b"true", b'{"prompt_string": "x"}'])
+def test_only_texts_are_embedded(other: bytes) -> None:
+    with pytest.raises(Refused, match="input must be a text or a list of texts") as refused:
+        requests.embed(msgspec.Raw(other))
+    assert refused.value.status == 400
+
+
 @pytest.mark.parametrize(
     ("given", "seconds"),
     [

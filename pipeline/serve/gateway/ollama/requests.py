@@ -177,9 +177,11 @@ def generate(request: Generate) -> Translated:
 
 
 def embed(texts: Raw | str | None) -> Translated:
-    """A text or a list of texts."""
+    """A text or a list of texts. Raises Refused."""
     if not texts or (isinstance(texts, Raw) and bytes(texts) in EMPTY):
         return Translated()
+    if isinstance(texts, Raw) and not bytes(texts).startswith((b'"', b"[")):
+        raise Refused(400, "input must be a text or a list of texts")
     return Translated("/v1/embeddings", {"input": texts, "encoding_format": "float"})
 
 
