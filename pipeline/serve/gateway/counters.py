@@ -228,14 +228,21 @@ class History:
         request.id = next(self._ids)
         self.requests.appendleft(request)
 
-    def sample(self, requests: Mapping[tuple[str, int], int], texts: Mapping[str, str]) -> None:
+    def sample(
+        self,
+        requests: Mapping[tuple[str, int], int],
+        texts: Mapping[str, str],
+        unloaded: Iterable[str] = (),
+    ) -> None:
         """Note what was counted since the last sample: `requests` by instance and status, `texts`
-        are the engines' own metrics by instance. A server that began anew counts from 0."""
+        are the engines' own metrics by instance. A server that began anew counts from 0, and so
+        will the `unloaded` ones."""
         answered: Counter[str] = Counter()
         for (instance, _), number in requests.items():
             answered[instance] += number
         new_requests = dict(answered - self._requests)
         new_tokens: dict[str, int] = {}
+        self._tokens |= dict.fromkeys(unloaded, 0.0)
         for instance, text in texts.items():
             total = _total(TOTAL.findall(text))
             if total is None:

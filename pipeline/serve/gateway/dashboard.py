@@ -53,7 +53,12 @@ class Dashboard:
     async def sampling(self) -> None:
         """Count requests and tokens of each interval, for ever."""
         while True:
-            self._proxy.history.sample(self._proxy.counters.requests, await self._engines.metrics())
+            targets = self._proxy.view.now().targets
+            unloaded = [
+                target.name for target in targets if not (target.is_ready or target.has_process)
+            ]
+            metrics = await self._engines.metrics()
+            self._proxy.history.sample(self._proxy.counters.requests, metrics, unloaded)
             await anyio.sleep(INTERVAL)
 
     async def data(self, request: Request) -> Response:

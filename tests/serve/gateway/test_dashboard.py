@@ -86,6 +86,10 @@ def test_what_an_hour_counts() -> None:
     assert count(100, 4) == ({"a": 5}, {"a": 0}), "what was before the gateway is not of this hour"
     assert count(150, 4) == ({}, {"a": 50})
     assert count(20, 6) == ({"a": 2}, {"a": 20}), "it was started again"
+    history.sample({}, {}, ["a", "new"])
+    assert count(30, 6)[1] == {"a": 30}, "it was unloaded between"
+    history.sample({}, {"new": "llamacpp:tokens_predicted_total 7\n"})
+    assert history.samples[-1][2] == {"new": 7}, "it was loaded since"
     vllm = (
         'vllm:generation_tokens_total{engine="0"} 3.0\nvllm:generation_tokens_total{engine="1"} 4\n'
     )
