@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import tarfile
 import struct
 import subprocess
 import sys
@@ -502,6 +503,24 @@ def test_force_downloads_again(site: Site, parts: Parts) -> None:
     assert site.doit(*words, "force=1").steps == ["fetch"]
     assert file.read_bytes() == whole
     assert site.doit(*words, "force=1", "offline=1").steps == ["fetch"], "hashed, and right"
+
+
+def test_a_lock_of_a_checkout_holds_for_a_package_of_the_same_source(
+    site: Site, parts: Parts, package: Path, tmp_path: Path
+) -> None:
+    """Its programs are what an image has, and each node of a cluster that runs it."""
+    site.put("org/one", {"tiny-Q8_0.gguf": parts.q8_0})
+    site.doit("lock", "model=org/one")
+    other = site.stranger("with a package")
+    shutil.copy(lock_of(site.doit), lock_of(other))
+    with tarfile.open(package) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    (manifest,) = (tmp_path / "unpacked").rglob("manifest.json")
+    other.env["LLAMA_SERVER_BINS_DIR"] = str(manifest.parent / "bin")
+    other("prepare", "model=org/one", "frozen=1")
+    manifest.unlink()  # programs of nobody knows which source
+    refused = other("prepare", "model=org/one", "frozen=1", status=3)
+    assert "llama_quantize_sha256: locked is nothing" in refused.err
 
 
 def test_frozen_refuses_what_is_not_locked(site: Site, parts: Parts) -> None:

@@ -163,7 +163,7 @@ def program_sha256(path: Path, home: Home) -> str:
     return receipts.known_sha256(path) or stat_cache.identity(home.run / "programs.json", path)
 
 
-def packed(folder: Path, key: Literal["backend", "commit"]) -> str:
+def packed(folder: Path, key: Literal["backend", "commit", "tree"]) -> str:
     """What the manifest of a package says of its programs in `folder`; empty where there is
     none."""
     return json_file.read(folder.parent / "manifest.json", lambda data: str(data[key])) or ""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.models.quantize import Quantization
     from pipeline.models.resolve import ModelFile, Resolved
 
+PROGRAM = "llama_quantize_sha256"  # of programs that were not made here
+
 
 def lock(models: Iterable[Model]) -> None:
     """Write the entries of prepared models into pipeline.lock. Raises PipelineError."""
@@ -46,6 +48,8 @@ def require(model: Model, *, before: bool = False) -> None:
         resolve.read_local(model, reference.path)
     if model.chain() is not None:
         here = entry(model)
+        if is_of_same_source(model) and not pins_programs(locked):
+            here["llama_cpp"].pop(PROGRAM, None)
         if before and model.request.force:
             here.pop("result", None)
         lockfile.require_same(model.lock_file, locked, here)
@@ -108,8 +112,21 @@ def llama_cpp(model: Model) -> dict[str, str]:
     """The llama.cpp that converts, quantizes and serves."""
     identity = {"commit": model.programs.llama_cpp.commit, "tree": model.programs.llama_cpp.tree}
     if binaries.external(model.home) and model.binaries.has("llama-quantize"):
-        identity["llama_quantize_sha256"] = model.binaries.sha256("llama-quantize")
+        identity[PROGRAM] = model.binaries.sha256("llama-quantize")
     return identity
+
+
+def is_of_same_source(model: Model) -> bool:
+    """Whether somebody else's programs, such as an image's, are a package of this llama.cpp: then
+    they are what a checkout makes, whose lock pins the source alone."""
+    own = binaries.external(model.home)
+    tree = model.programs.llama_cpp.tree
+    return own is not None and binaries.packed(own.folder, "tree") == tree
+
+
+def pins_programs(locked: lockfile.LockedModel) -> bool:
+    known = locked.get("llama_cpp")
+    return isinstance(known, dict) and PROGRAM in known
 
 
 def _file(model: Model, resolved: Resolved, file: ModelFile) -> dict[str, Any]:
