@@ -192,7 +192,7 @@ def down(at: Folder, names: Sequence[str]) -> list[str]:
         body, ended = clusters.without(details, names, known.configuration)
         if ended:
             cluster.deploy(body)
-            _wait_until_gone(cluster, ended)
+            wait_until_gone(cluster, ended)
         others = details.applications.keys() - {*ended}
         if any(details.applications[name].is_ours for name in others):
             return ended
@@ -205,7 +205,7 @@ def down(at: Folder, names: Sequence[str]) -> list[str]:
     return ended
 
 
-def _wait_until_gone(cluster: Cluster, names: Sequence[str]) -> None:
+def wait_until_gone(cluster: Cluster, names: Sequence[str]) -> None:
     """Return once Serve has removed these applications. Raises PipelineError."""
     deadline = time.monotonic() + DOWN_SECONDS
     while left := [name for name in names if name in cluster.serves().applications]:

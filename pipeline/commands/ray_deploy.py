@@ -25,7 +25,7 @@ from pipeline.serve import address
 from pipeline.serve.supervisor.state import ASLEEP, FAILED, LOADING, READY, WAITING
 
 from .programs import Programs
-from .ray_cluster import UNHEALTHY, state
+from .ray_cluster import UNHEALTHY, state, wait_until_gone
 from .servers import Servers
 
 POLL_SECONDS = 1.0
@@ -59,6 +59,9 @@ def start(servers: Servers, planned: ClusterPlan, at: str) -> None:
         deployed.write(servers.at, target)
         if changed:
             log.info(f"deploying {', '.join(changed)} to {cluster.shown}")
+            if failed := clusters.failed(details, changed):  # Serve does not try the same again
+                cluster.deploy(clusters.left_out(body, failed))
+                wait_until_gone(cluster, failed)
             cluster.deploy(body)
         details = _wait(
             cluster, [application["name"] for application in planned.body["applications"]]

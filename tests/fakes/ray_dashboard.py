@@ -29,10 +29,15 @@ class Dashboard:
     def put(self, body: dict[str, Any]) -> None:
         self.puts.append(body)
         self.http_options = self.http_options or body["http_options"]
-        kept = {n: x for n, x in self.applications.items() if x["source"] == "imperative"}
-        self.applications = kept | {
-            app["name"]: self.application(app) for app in body["applications"]
+        before = self.applications
+        kept = {n: x for n, x in before.items() if x["source"] == "imperative"}
+        new = {app["name"]: app for app in body["applications"]}
+        failed = {  # Serve does not try the same again
+            name: app
+            for name, app in before.items()
+            if app["status"] == "DEPLOY_FAILED" and app["deployed_app_config"] == new.get(name)
         }
+        self.applications = kept | {n: self.application(app) for n, app in new.items()} | failed
 
     def application(self, config: dict[str, Any], source: str = "declarative") -> dict[str, Any]:
         """How an application is described once it runs."""

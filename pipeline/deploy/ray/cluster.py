@@ -306,6 +306,18 @@ def changed(details: ServeDetails, body: Mapping[str, Any]) -> list[str]:
     return differ + [name for name in ours if name not in new]
 
 
+def failed(details: ServeDetails, names: Sequence[str]) -> list[str]:
+    """Those of the applications that could not be deployed."""
+    there = details.applications
+    return [name for name in names if name in there and there[name].status == FAILED]
+
+
+def left_out(body: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The body without these applications."""
+    kept = [each for each in body["applications"] if each["name"] not in names]
+    return {**body, "applications": kept}
+
+
 def without(
     details: ServeDetails, names: Sequence[str], configuration: str
 ) -> tuple[dict[str, Any], list[str]]:
