@@ -275,10 +275,28 @@ def image(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
     """The name of the runtime image."""
+    return built_image(engine, context, package, "runtime", tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="session")
+def ray_image(
+    engine: Docker | Buildah,
+    context: Path,
+    package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """The name of the image of a node of a Ray cluster."""
+    return built_image(engine, context, package, "runtime-ray", tmp_path_factory.mktemp("build"))
+
+
+def built_image(
+    engine: Docker | Buildah, context: Path, package: Path, target: str, scratch: Path
+) -> str:
+    """The name of the image of a stage, with this checkout's programs."""
     checkout_id = hashlib.sha256(os.fsencode(REPOSITORY)).hexdigest()[:8]
-    tag = TAG + checkout_id
+    tag = f"{TAG}{target}-{checkout_id}"
     archive = context / "bins" / "packages" / package.name
-    build(engine, context, archive, "runtime", tag, tmp_path_factory.mktemp("build"))
+    build(engine, context, archive, target, tag, scratch)
     return tag
 
 

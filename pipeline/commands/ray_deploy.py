@@ -15,6 +15,7 @@ from pipeline.bins.hardware import nvidia
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
+from pipeline.core.python_environment import PYTHON
 from pipeline.core.store.locks import mark_used, only_one
 from pipeline.deploy.ray import adapt, deployed, environment, local, nodes
 from pipeline.deploy.ray import cluster as clusters
@@ -112,7 +113,11 @@ def _output(servers: Servers, planned: ClusterPlan) -> Path:
 
 
 def environment_of(home: Home, offline: bool) -> Path:
-    """The Python of Ray's environment, which is made unless it is there. Raises PipelineError."""
+    """The Python of Ray's environment, which is made unless it is there, or the image has one.
+    Raises PipelineError."""
+    own = environment.IMAGES_OWN / PYTHON
+    if own.exists():
+        return own
     made = environment.installed(home)
     made.make(why="once for all configurations", offline=offline)
     mark_used(made.folder)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import outcome
 from pipeline.core.sbom import Component
 from pipeline.core.store.hashing import sha256
+
+from .ray.environment import IMAGES_OWN
 
 FORM = "${db:Status-Status}\t${Package}\t${Version}\t${Architecture}\n"
 LOCK = REPOSITORY / "requirements" / "run.txt"
@@ -65,18 +68,19 @@ def _distribution() -> Iterator[Component]:
 
 
 def _python() -> Iterator[Component]:
-    """Python, and the packages of its environment."""
+    """Python, and the packages of its environment and of Ray's."""
     yield Component(kind="platform", name="Python", version=platform.python_version())
+    of_ray = map(str, IMAGES_OWN.glob("lib/*/site-packages"))
     found = {}
-    for each in metadata.distributions():
+    for each in metadata.distributions(path=[*sys.path, *of_ray]):
         name = re.sub(r"[-_.]+", "-", each.name).lower()
-        found[name] = Component(
+        found[name, each.version] = Component(
             kind="library",
             name=name,
             version=each.version,
             purl=f"pkg:pypi/{name}@{quote(each.version, safe='')}",
         )
-    yield from (found[name] for name in sorted(found))
+    yield from (found[key] for key in sorted(found))
 
 
 def _llama_cpp(programs: Path) -> tuple[list[Component], list[dict[str, object]]]:

@@ -15,6 +15,7 @@ from pipeline.core.process import private
 from pipeline.core.python_environment import INTO, WITH_HASHES, PythonEnvironment
 
 REQUIREMENTS = REPOSITORY / "requirements" / "ray.txt"
+IMAGES_OWN = REPOSITORY / ".ray"  # the environment that docker/Dockerfile makes
 DOWNLOAD_BYTES = 160_000_000
 INSTALLED_BYTES = 700_000_000
 COMMAND = ("-m", "ray.scripts.scripts")  # `ray`: its script names the Python that it was made with
