@@ -8,10 +8,10 @@ import json
 import os
 import random
 import shutil
-import tarfile
 import struct
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zlib
 from collections.abc import Iterator, Mapping
