@@ -108,12 +108,12 @@ def check_request(model: Model) -> None:
         log.info(
             f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
         )
-    headers = home.run / "gguf.json"
-    own = request.mmproj and models.gguf.read_cached(request.mmproj, headers)
+    cached = home.run / "gguf.json"
+    own = request.mmproj and models.gguf.read_cached(request.mmproj, cached)
     if reference and reference.path and reference.kind == "gguf":
         model.read_path(reference.path)
         if own and request.mmproj:
-            header = models.gguf.read_cached(reference.path, headers)
+            header = models.gguf.read_cached(reference.path, cached)
             models.projector.require(own, header, request.mmproj.name)
     elif reference and reference.path and model.base:
         models.adapter.check_folder(reference.path)
