@@ -57,6 +57,7 @@ def make(
     lists = LISTS.format(programs=" ".join(PROGRAMS), python=sys.executable, built=built)
     (folder / "CMakeLists.txt").write_text(lists)
     (folder / "make.py").write_text(MAKE)
+    (folder / "LICENSE").write_text("as its authors say\n")
     told = {"changes": changes or {}, "scripts": scripts or {}, "error": error, "seconds": seconds}
     (folder / "told.json").write_text(json.dumps(told))
     (folder / "conversion").mkdir()

@@ -270,7 +270,8 @@ def servers(parts: Parts, top: Path) -> Iterator[World]:
         lines += [f"[instance.{name}.server]\nport = {free_port()}"]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = f"config={file}"
-    world = World(top, ("up", config), after=("down", config), below="run/instances")
+    world = World(top, ("up", config), after=("down", config))
+    world.below = world.home / "run" / "instances"
     world.most_fails = 16  # since `up` waits 10 seconds for a supervisor that cannot write
     world.home.mkdir()
     world.env["LLAMA_SERVER_BINS_DIR"] = str(parts.programs)

@@ -7,6 +7,7 @@ another llama.cpp, which CMake builds in a second.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -22,6 +23,8 @@ import psutil
 import traced
 from conftest import Run
 from traced import Call, Traced
+
+from pipeline.core.statement import SIGNATURE
 
 LARGE = 1_000_000  # bytes; larger files are put back as links, and nobody may write into them
 _hashes: dict[tuple[int, ...], str] = {}
@@ -50,7 +53,7 @@ class World:
     after: tuple[str, ...] = ()
     ends: tuple[int, ...] = (0,)  # the statuses that the next run may have
     env: dict[str, str] = field(default_factory=dict)
-    below: str = ""  # the folder of the home in which calls are counted, if not all
+    below: Path | None = None  # the folder in which calls are counted, if not `top`
     most_kills: int = 0  # of the calls before which a kill is tried some; 0: all
     most_fails: int = 0  # of the calls that may fail some, where a try may take long; 0: all
     between: frozenset[str] = frozenset()  # hashes of files that are there in the middle alone
@@ -110,7 +113,7 @@ class World:
         return traced.run(
             self.words,
             self.variables,
-            [self.home / self.below] if self.below else [self.home, self.cache],
+            [self.below or self.top],
             *options,
             record=record,
             patch=self.patch,
@@ -216,7 +219,17 @@ def content(path: Path) -> str:
         return "file"
     if path.name == ".state.json":
         return json.dumps(receipts_without_times(path), sort_keys=True)
+    if path.suffix == SIGNATURE:
+        return signed(path)
     return sha256(path)
+
+
+def signed(signature: Path) -> str:
+    """By whom what was signed; a number and the order in a signature are random."""
+    bundle = json.loads(signature.read_text("utf-8"))
+    said = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+    parts = bundle["verificationMaterial"], said["subject"], said["predicate"]["resources"]
+    return json.dumps(parts, sort_keys=True)
 
 
 def sha256(file: Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 import traced
 from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
+from cut_documents import DOCUMENTS
 from cut_worlds import Whole, World
 from figures import Figure
 from seeds import dice
@@ -94,6 +95,6 @@ def test_some_calls_fail(command: Command, parts: Parts, tmp_path: Path, figure:
 
 @pytest.mark.trust
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ALL, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", [*ALL, *DOCUMENTS], ids=lambda command: command.__name__)
 def test_any_call_fails(command: Command, parts: Parts, tmp_path: Path, figure: Figure) -> None:
     fail_at_some(command, parts, tmp_path, figure, 0)

@@ -9,6 +9,7 @@ import pytest
 import traced
 from cut_commands import ALL, ALWAYS, Command, Parts
 from cut_commands import parts as parts
+from cut_documents import DOCUMENTS
 from cut_worlds import Whole, World
 from figures import Figure
 from seeds import dice
@@ -41,7 +42,7 @@ def test_killed_at_some_call(
 
 @pytest.mark.trust
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ALL, ids=lambda command: command.__name__)
+@pytest.mark.parametrize("command", [*ALL, *DOCUMENTS], ids=lambda command: command.__name__)
 def test_killed_at_every_call(
     command: Command, parts: Parts, tmp_path: Path, figure: Figure
 ) -> None:
