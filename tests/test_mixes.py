@@ -21,6 +21,7 @@ from twins import Twin
 
 from pipeline.bins.compile import source
 from pipeline.core.paths import Home
+from pipeline.core.pins import pins
 from pipeline.models import divergence, texts
 
 pytestmark = pytest.mark.build
@@ -112,8 +113,11 @@ def test_made_once_and_the_same_again_from_the_lock_file(
 def test_a_mix_that_the_lock_file_pins_is_made_in_one_pass(
     built: Path, tiny: Path, original: Path, tmp_path: Path
 ) -> None:
-    """From safetensors, with a matrix of the user's own."""
+    """From safetensors, with a matrix of the user's own; by programs of a package, which says that
+    they are of the pinned llama.cpp."""
     doit, other = (with_programs(built, tmp_path / name) for name in ("hôme", "öther"))
+    manifest = {"commit": pins().llama_cpp_commit, "backend": "cpu"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     for each in (doit, other):
         each.env["LLAMA_PIPELINE_CWD"] = str(tmp_path)
         each.env["LLAMA_SERVER_BINS_DIR"] = str(without_perplexity(built, tmp_path / "bins"))

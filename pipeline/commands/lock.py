@@ -92,7 +92,9 @@ def entry(model: Model) -> lockfile.LockedModel:
 
 
 def _types(model: Model, made: Quantization) -> Mapping[str, str] | None:
-    """The types of a mix by tensor, once they are chosen."""
+    """The types of a mix by tensor, as pinned or once they are chosen."""
+    if made.types is not None:  # its input need not be here, nor ever have been
+        return made.types
     tool, digest = model.programs.tool, made.input_identity(model.home)
     return made.chosen(model.home, tool, digest) if tool and digest else None
 
