@@ -4,7 +4,7 @@
 
 Answers 503 on /health until it is ready, then 200, and requests for tokens with an empty object.
 Ends on SIGTERM with status 0. With --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1 it sleeps as vLLM
-does: its weights move into main memory, and a request that comes meanwhile crashes it.
+does: its weights move into main memory, and a request that comes meanwhile waits until it wakes.
 """
 
 import argparse
@@ -95,8 +95,9 @@ class Handler(BaseHTTPRequestHandler):
             self.sleep_or_wake(self.path != "/wake_up")
             return
         if Handler.asleep:
-            say("CUDA error: an illegal memory access was encountered")
-            os._exit(1)
+            say("asked while asleep")
+        while Handler.asleep:
+            time.sleep(0.05)
         Handler.asked += 1
         self.tell(200, "{}")
 
@@ -111,7 +112,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         Handler.asleep = sleep and does != "nothing"
         Handler.in_memory = os.urandom(1024) * (Handler.weights // 1024) if sleep else b""
-        self.tell(200, "")
+        status = {"status": "sleeping", "level": 1} if sleep else {"status": "awake", "tags": None}
+        self.tell(200, json.dumps(status))
 
     def tell(self, status: int, text: str) -> None:
         self.send_response(status)

@@ -58,7 +58,7 @@ def can_sleep(instance: Server) -> bool:
 
 
 def is_asleep(instance: Server) -> bool:
-    """Whether it was put to sleep. A request would crash it then."""
+    """Whether it was put to sleep. A request would wait, or crash it, then."""
     with contextlib.suppress(OSError, ValueError):
         if can_sleep(instance):
             status, text = ask(instance, "/is_sleeping", timeout=METRICS_SECONDS)
