@@ -20,6 +20,8 @@ HOPELESS = (
     r"|failed to load GGUF split|failed to open GGUF file .*No such file"
     r"|error: (unrecognized arguments|argument -|the following arguments are required)"
     r"|port \d+ is taken by \S+ of .*, which is up"
+    # vLLM's own check of its options; what it has to download first may be there the next time
+    r"|validation errors? for \w+Config\n.*Value error, .*(not supported|is greater than|must be)"
     r"|No module named |could not find pixi\.toml|unknown environment "
 )
 NOT_FOUND = (126, 127)  # exit statuses of a shell without the program

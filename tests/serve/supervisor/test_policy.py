@@ -110,6 +110,13 @@ def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
     assert verdict(instance, end).reason == text
 
 
+# As vLLM 0.32 ends where it refuses its options.
+REFUSED = (
+    "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+    "  |   Value error,"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "status", "hopeless"),
     [
@@ -122,6 +129,8 @@ def test_the_end_in_words(instance: Server, end: End, text: str) -> None:
         ("api_server.py: error: unrecognized arguments: --x", 2, True),
         ("api_server.py: error: argument --dtype: invalid choice: 'x'", 2, True),
         ("python: (ModuleNotFoundError: No module named 'vllm')", 1, True),
+        (f"{REFUSED} Sleep mode is not supported on current platform.", 1, True),
+        (f"{REFUSED} An error occurred while trying to connect to the hub.", 1, False),
         ("could not find pixi.toml or pyproject.toml with tool.pixi", 1, True),
         ("sh: pixi: not found", 127, True),
         ("error loading model: unable to allocate CUDA0 buffer", 1, False),

@@ -275,5 +275,7 @@ def test_no_request_reaches_one_that_sleeps(servers: Servers) -> None:
         list(pool.map(ask, range(4)))
     assert set(answers) == {("a", 200), ("b", 200)} and len(answers) == 24
     told = output(a) + output(b)
-    assert "asked while asleep" not in told and told.count("asked /sleep") > 2, "each was put to sleep"
+    assert "asked while asleep" not in told and told.count("asked /sleep") > 2, (
+        "each was put to sleep"
+    )
     assert told.count("line 0") == 2, "each was started once"
