@@ -130,6 +130,7 @@ class TestBuilt:
         told = json.loads(in_image("doit", "doctor", "format=json").out)
         assert "cmake" not in told["tools"]
         assert in_image("doit", "recipe").out
+        in_image("doit", "prune")  # which asks for the recipe of Ray's environment, too
 
     def test_logs_go_to_the_temporary_folder(self, in_image: Machine) -> None:
         file = in_image.folder / "logs.toml"
