@@ -130,6 +130,12 @@ def test_the_token_of_a_cluster(tmp_path: Path) -> None:
         environment.token({"RAY_AUTH_TOKEN_PATH": str(tmp_path)})
 
 
+def test_the_users_own_times_of_a_node_that_is_cut_off(tmp_path: Path) -> None:
+    name = "RAY_health_check_timeout_ms"
+    assert environment.variables({}, Home(tmp_path))[name] == "3000"
+    assert environment.variables({name: "9000"}, Home(tmp_path))[name] == "9000"
+
+
 def test_the_words_of_a_node() -> None:
     node = ClusterNode(ip="10.0.0.2", resources={"CPU": 8, "GPU": 2, "memory": 1e9, "card:x": 1})
     words = local.join_words(node, "10.0.0.1:6379")

@@ -18,6 +18,14 @@ REQUIREMENTS = REPOSITORY / "requirements" / "ray.txt"
 IMAGES_OWN = REPOSITORY / ".ray"  # the environment that docker/Dockerfile makes
 DOWNLOAD_BYTES = 160_000_000
 INSTALLED_BYTES = 700_000_000
+# A node that is cut off closes no connection. Ray's own defaults give it up after 65 s, and let it
+# run until the kernel ends its connection to the head, a quarter of an hour.
+CUT_OFF = {
+    "RAY_health_check_period_ms": "3000",  # of which the head misses five
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
 COMMAND = ("-m", "ray.scripts.scripts")  # `ray`: its script names the Python that it was made with
 
 
@@ -90,6 +98,7 @@ def variables(environ: Mapping[str, str], home: Home) -> dict[str, str]:
     """The variables of a node: the user's own with the token of the hub, where the pipeline is
     found, and its home. Nothing is reported to Ray's makers."""
     return {
+        **CUT_OFF,
         **environment.without_credentials(environ, keep=("HF_", "RAY_")),
         "LLAMA_PIPELINE_CACHE": str(paths.cache(home)),
         "LLAMA_PIPELINE_HOME": str(home.root),
