@@ -28,6 +28,7 @@ from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.server import GATEWAY
 
 from .config import ClusterServer, Resources, serve_config
+from .environment import CUT_OFF
 
 KEYS = "/etc/llama/keys"
 GIB = 1024**3
@@ -192,6 +193,7 @@ def _pod(
         **SETTINGS_OF_PREPARE,
         "HF_TOKEN": TOKEN,
         "HOME": HOME,
+        **CUT_OFF,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     ports = [{"name": "serve", "containerPort": settings.port, "protocol": "TCP"}]
