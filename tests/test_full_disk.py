@@ -19,7 +19,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.python_environment import INTO, WITH_HASHES, PythonEnvironment
 from pipeline.core.store import publish
-from pipeline.models import divergence, imatrix, quantize, resolve
+from pipeline.models import divergence, imatrix, quantize, resolve, tensor_errors
 from pipeline.models.divergence import ChunkGroup, Perplexity
 
 pytestmark = pytest.mark.build
@@ -95,6 +95,15 @@ def test_the_message_names_the_disk(small: Small, work: Callable[[Small], None])
         work(small)
     assert str(small.folder) in caught.value.message
     assert caught.value.hint.startswith("free some space")
+
+
+def test_a_disk_that_failed_once_is_thought_of(tmp_path: Path) -> None:
+    """The program says "iostream error" alone, and later the disk can be written to."""
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    program, words = Path("/bin/false"), [str(tmp_path / "model.gguf")]
+    with pytest.raises(PipelineError, match="fails on a sample") as caught:
+        tensor_errors._quantize(program, words, tmp_path / "made.gguf", "Q8_0")
+    assert f"see whether the disk of {tmp_path} is failing" in caught.value.hint
 
 
 def test_a_compiler_that_is_not_found_for_want_of_room(tmp_path: Path) -> None:

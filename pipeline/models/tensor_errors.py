@@ -193,7 +193,11 @@ def _quantize(
     if status:
         require_disk(made.parent, out + err)
         last = "\n".join((out + err).strip().splitlines()[-3:])
-        raise PipelineError(f"llama-quantize fails on a sample of the model ({status}):\n{last}")
+        raise PipelineError(
+            f"llama-quantize fails on a sample of the model ({status}):\n{last}",
+            "run the same command again; if that fails too, see whether the disk of "
+            f"{made.parent} is failing",
+        )
 
 
 def _numbers(file: Path) -> dict[str, Numbers]:
