@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Sequence
 from errno import EDQUOT, EIO, ENOSPC, EROFS
 from itertools import cycle, islice
@@ -31,6 +32,13 @@ ROOM = (
 CHANGES = (*ROOM, "unlink", "unlinkat", "rmdir", "chmod", "fchmod", "fchmodat", "utimensat")
 # Which calls fail, and whether all later ones do: a disk stays full or read-only.
 KINDS = {ENOSPC: (ROOM, True), EIO: (CHANGES, False), EROFS: (CHANGES, True), EDQUOT: (ROOM, True)}
+# What the message says; of an error that is over, a program that met it need not tell.
+SAID = {
+    ENOSPC: "disk full|No space left on device",
+    EIO: "",
+    EROFS: "Read-only file system",
+    EDQUOT: "[Dd]isk quota exceeded",
+}
 
 
 def points(
@@ -65,7 +73,8 @@ def fail(world: World, whole: Whole, number: int, kind: int) -> None:
         assert run.status == 1, said
         errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "hint: " in run.err, said
-        assert str(world.top) in run.err.partition("error: ")[2], said
+        message = run.err.partition("error: ")[2]
+        assert str(world.top) in message and re.search(SAID[kind], message), said
     else:  # such as a cache that cannot be written
         world.require_done(whole)
     world.run_again()
