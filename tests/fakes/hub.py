@@ -1,11 +1,12 @@
 """A Hugging Face hub of local folders: enough of its API for the unmodified huggingface_hub.
 
-    python tests/fakes/hub.py --root DIR
+    python tests/fakes/hub.py --root DIR [--host ADDRESS]
 
 `DIR/org/name/` holds the files of `main`. Two listeners on 127.0.0.1: the hub, and the "CDN" to
 which LFS files are redirected under another host name (`localhost`), as the site does, so that a
-token sent too far is seen in the log. Prints one JSON line with both addresses when ready; ends
-on SIGTERM or when stdin closes, so it never outlives the test that started it.
+token sent too far is seen in the log. With `--host`, for a network of containers, both have that
+address. Prints one JSON line with both addresses when ready; ends on SIGTERM or when stdin closes,
+so it never outlives the test that started it.
 
 `DIR/org/name/.hub.json`, all keys optional:
   gated       "auto" or "manual": files need the token, model_info does not
@@ -154,8 +155,8 @@ class Hub:
 
 
 class Listener(ThreadingHTTPServer):
-    def __init__(self, hub: Hub, *, is_cdn: bool) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, hub: Hub, host: str, *, is_cdn: bool) -> None:
+        super().__init__((host, 0), Handler)
         self.hub, self.is_cdn = hub, is_cdn
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -379,7 +380,13 @@ class Running:
 @contextmanager
 def start(root: Path) -> Iterator[Running]:
     """Run the hub as a program of its own for the length of a `with`."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--root", str(root)]
+    with running([sys.executable, str(Path(__file__).resolve()), "--root", str(root)]) as hub:
+        yield hub
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[Running]:
+    """Run a command that ends in this program for the length of a `with`."""
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin and process.stdout
@@ -396,11 +403,15 @@ def start(root: Path) -> Iterator[Running]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="a Hugging Face hub of local folders")
     parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    hub = Hub(parser.parse_args().root.resolve())
-    listeners = [Listener(hub, is_cdn=False), Listener(hub, is_cdn=True)]
-    endpoint = f"http://127.0.0.1:{listeners[0].server_port}"
-    hub.cdn = f"http://localhost:{listeners[1].server_port}"
+    options = parser.parse_args()
+    host = options.host
+    hub = Hub(options.root.resolve())
+    listeners = [Listener(hub, host, is_cdn=False), Listener(hub, host, is_cdn=True)]
+    endpoint = f"http://{host}:{listeners[0].server_port}"
+    cdn = "localhost" if host == "127.0.0.1" else host
+    hub.cdn = f"http://{cdn}:{listeners[1].server_port}"
     for listener in listeners:
         threading.Thread(target=listener.serve_forever, daemon=True).start()
     print(json.dumps({"endpoint": endpoint, "cdn": hub.cdn}), flush=True)

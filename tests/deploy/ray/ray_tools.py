@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
-from conftest import REPOSITORY, free_port, wait_for
+from conftest import REPOSITORY, free_port, wait_for, with_programs
 from gateway_tools import NO_TLS
 from msgspec import to_builtins
 
@@ -134,6 +135,18 @@ def left(home: Path) -> list[psutil.Process]:
     return found
 
 
+def hub_folder(built: Path, gguf: Path, folder: Path) -> Path:
+    """What a hub serves: a real model as org/chat, and a tiny one as org/small."""
+    root = folder / "hub"
+    demo = with_programs(built, folder / "demo")
+    demo("prepare", "model=demo")
+    (chat,) = (demo.home / "models").rglob("*.gguf")
+    for name, file in (("chat", chat), ("small", gguf)):
+        (root / "org" / name).mkdir(parents=True)
+        os.link(file, root / "org" / name / f"{name}.gguf")
+    return root
+
+
 def server(name: str, text: str, lock: str = "", **more: Any) -> ClusterServer:
     """A server as `ray` would describe it."""
     given: dict[str, Any] = {"slots": 2, "replicas": (1, 1), "resources": Resources(cpus=1)}
@@ -237,3 +250,17 @@ def stream(client: httpx2.Client, url: str, model: str, text: str, tokens: int) 
     except httpx2.HTTPError as error:
         return f"{type(error).__name__}: {error}", last
     return ("done" if last == "data: [DONE]" else "silence"), last
+
+
+def require_few_lost(outcomes: list[Outcome], steps: list[tuple[float, str]]) -> None:
+    """What was lost was in flight at what was killed, at most its slots at a time, and its client
+    was told."""
+    lost = [each for each in outcomes if each.end != "done"]
+    told = "\n".join(f"{each.began - steps[0][0]:.1f} {each}" for each in lost)
+    told += "\n" + "\n".join(f"{at - steps[0][0]:.1f} {name}" for at, name in steps)
+    told += f"\n{len(outcomes)} requests"
+    assert all(each.end == "error" for each in lost), told
+    for (start, name), (end, _) in pairwise(steps):
+        during = [each for each in lost if start <= each.ended < end]
+        kills = any(word in name for word in ("killed", "removed", "cut off"))
+        assert len(during) <= (3 if kills else 0), told

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,17 @@ from conftest import REPOSITORY, wait_for, with_programs
 from fakes import hub as hubs
 from gateway_tools import NO_TLS
 from msgspec.structs import replace
-from ray_tools import Cluster, Load, Outcome, config, left, llama_servers, server, stream
+from ray_tools import (
+    Cluster,
+    Load,
+    config,
+    hub_folder,
+    left,
+    llama_servers,
+    require_few_lost,
+    server,
+    stream,
+)
 
 from pipeline.core.paths import Home
 from pipeline.core.store.hashing import sha256
@@ -49,14 +58,7 @@ threads = 1
 @pytest.fixture
 def hub(built: Path, gguf: Path, tmp_path: Path) -> Iterator[hubs.Running]:
     """A hub with a real model and a tiny one."""
-    root = tmp_path / "hub"
-    demo = with_programs(built, tmp_path / "demo")
-    demo("prepare", "model=demo")
-    (chat,) = (demo.home / "models").rglob("*.gguf")
-    for name, file in (("chat", chat), ("small", gguf)):
-        (root / "org" / name).mkdir(parents=True)
-        os.link(file, root / "org" / name / f"{name}.gguf")
-    with hubs.start(root) as running:
+    with hubs.start(hub_folder(built, gguf, tmp_path)) as running:
         yield running
 
 
@@ -270,17 +272,3 @@ def require_models(homes: dict[str, Path], hub: hubs.Running, root: Path) -> Non
     ranges = [entry["range"] for entry in gets if entry["path"].endswith("/chat.gguf")]
     assert ranges
     assert len(set(ranges)) == len(ranges)  # no piece was sent twice
-
-
-def require_few_lost(outcomes: list[Outcome], steps: list[tuple[float, str]]) -> None:
-    """What was lost was in flight at what was killed, at most its slots at a time, and its client
-    was told."""
-    lost = [each for each in outcomes if each.end != "done"]
-    told = "\n".join(f"{each.began - steps[0][0]:.1f} {each}" for each in lost)
-    told += "\n" + "\n".join(f"{at - steps[0][0]:.1f} {name}" for at, name in steps)
-    told += f"\n{len(outcomes)} requests"
-    assert all(each.end == "error" for each in lost), told
-    for (start, name), (end, _) in pairwise(steps):
-        during = [each for each in lost if start <= each.ended < end]
-        kills = "killed" in name or "removed" in name
-        assert len(during) <= (3 if kills else 0), told
