@@ -32,7 +32,7 @@ from pipeline.core.store.hashing import sha256
 from pipeline.models import gguf
 from pipeline.report import bench, served_speed, tuning, tuning_axes, tuning_bench
 from pipeline.report.tuned import Runs
-from pipeline.report.tuning import DECODE, PROMPT, Axis, Setting
+from pipeline.report.tuning_axes import DECODE, PROMPT, Axis, Setting
 from pipeline.report.tuning_bench import REQUEST, Bench
 from pipeline.serve import flags
 from pipeline.serve.config.configuration import InstanceSpec

@@ -155,7 +155,7 @@ def test_another_program_that_is_the_gateway(doit: Doit, tmp_path: Path, engine:
     for name in ("llama-server", "litellm"):
         (tmp_path / name).write_text(
             f"{SHEBANG}\nimport json, os, pathlib, sys, time\n"
-            f"if '--help' in sys.argv: os.execv({str(real)!r}, sys.argv)\n"
+            f"if {{'--help', '--version'}} & {{*sys.argv}}: os.execv({str(real)!r}, sys.argv)\n"
             f"pathlib.Path({str(note)!r}).write_text(json.dumps(dict(os.environ)))\n"
             "time.sleep(600)\n"
         )

@@ -44,7 +44,7 @@ def is_ready(models: Iterable[Model]) -> bool:
     the server compares the drafts."""
     for model in models:
         group = (model, *model.beside.values())
-        if len(group) > 1 and not all(headers.is_made(x, x.require_chain()) for x in group):
+        if len(group) > 1 and not all(x.is_made(x.require_chain()) for x in group):
             return False
         if any(misfit(adapter, model) for adapter in model.adapters):
             return False
@@ -147,7 +147,7 @@ def misfit(adapter: Model, model: Model) -> str:
     if of_model is None:  # quant=auto is not decided yet
         return ""
     base = chain.resolved.base
-    if base is None or headers.is_made(adapter, chain):
+    if base is None or adapter.is_made(chain):
         file, header = headers.of_model(adapter, chain), headers.of_model(model, of_model)
         return adapter_difference(file, header, model.home) if file and header else ""
     resolved = of_model.resolved

@@ -230,6 +230,8 @@ def running(session: Session) -> completions.ChatServer:
     chats = [name for name, server in servers.items() if server.kind == serve.CHAT]
     names = session.request.servers.names
     if not servers:
+        hint = doitw("chat url=… name=…")
+        ps.require_none_on_a_cluster(session, "whose gateway has to be asked", hint)
         raise PipelineError("nothing is up", f"{doitw('up config=…')} starts servers")
     require_known(names, list(servers))
     if not names and len(chats) != 1:

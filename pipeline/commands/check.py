@@ -20,7 +20,7 @@ from pipeline.models import quants
 from pipeline.serve.config import checks, named, vllm
 from pipeline.serve.server import VLLM
 
-from . import beside, headers, leftovers, lock, quality, quality_gate, quality_setup, resolve
+from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve
 from .model import Model
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def is_made(model: Model) -> bool:
     try:
         if model.request.measures:
             made = [quality.with_quant(model, quant) for quant in quality.requested(model)]
-        return all((chain := each.chain()) and headers.is_made(each, chain) for each in made)
+        return all((chain := each.chain()) and each.is_made(chain) for each in made)
     except PipelineError:
         return False  # whoever makes it says what is wrong
 

@@ -131,11 +131,11 @@ def tensor_bytes(file: Path, run: Path) -> int:
 
 def outlook(model: Model, chain: Chain) -> MemoryEstimate:
     """What the GGUF at the end of `chain` will take. Raises PipelineError."""
-    resolved, files = chain.resolved, headers.of_weights(chain.resolved)
-    if headers.is_made(model, chain):
+    if model.is_made(chain):
         return of_made(model, chain.final)
     if chain.quant:
         return unquantized(model, chain)(chain.quant)
+    resolved, files = chain.resolved, headers.of_weights(chain.resolved)
     try:
         return of_gguf(model, headers.readables(model, resolved, files), key=files[0].identity)
     except PipelineError:  # not here, and not to be had piece by piece

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.parallel import for_each
 from pipeline.core.paths import require_writable
 from pipeline.core.store.publish import require_space
 from pipeline.core.store.receipts import Status
@@ -28,16 +27,9 @@ HEADER_BYTES = 16 * 1024 * 1024  # those of most models together
 AT_ONCE = 8  # headers of a split model that are read at the same time
 
 
-def is_made(model: Model, chain: Chain) -> bool:
-    """Whether the GGUF at the end of `chain` is there, and is what is wanted."""
-    needs = model.needs()
-    up_to_date = needs and not (needs.fetch or needs.convert or needs.quantize)
-    return bool(up_to_date and chain.final.is_file())
-
-
 def of_model(model: Model, chain: Chain) -> Path | None:
     """A GGUF with the model's header: its own, or a skeleton; None where none can be had yet."""
-    if is_made(model, chain):
+    if model.is_made(chain):
         return chain.final
     if chain.quant:
         return unquantized(model, chain)
@@ -76,6 +68,8 @@ def of_weights(resolved: Resolved) -> list[ModelFile]:
 
 def readables(model: Model, resolved: Resolved, files: Iterable[ModelFile]) -> list[Readable]:
     """The model's files wherever they are, their headers read at once. Raises PipelineError."""
+    from pipeline.core.parallel import for_each
+
     readable: list[Readable] = []
     for file in files:
         path = resolved.folder / file.name

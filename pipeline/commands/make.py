@@ -212,7 +212,7 @@ def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
 def fits(adapter: Model, model: Model) -> Check | None:
     """The check that a made adapter fits its model; None where that is not here."""
     chain = model.chain()
-    if chain is None or not headers.is_made(model, chain):
+    if chain is None or not model.is_made(chain):
         return None
     final, name = chain.final, beside.name_of(adapter)
 
@@ -231,6 +231,8 @@ def quantize(model: Model) -> None:
         return
     reads_text = made.imatrix is not None and imatrix.is_text(made.imatrix)
     imatrix_program = model.binaries.program("llama-imatrix") if reads_text else None
+    if not (between or chain.resolved.fetched):  # else it was done before that
+        header_checks.require(model)
     limited = model.request.has_limit and (
         force or not quality_gate.is_passed(model.request, model.programs, chain)
     )

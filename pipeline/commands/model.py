@@ -153,6 +153,12 @@ class Model:
             return due
         return quality_gate.needs(self.request, self.programs, chain, due)
 
+    def is_made(self, chain: Chain) -> bool:
+        """Whether the GGUF at the end of `chain` is there, and is what is wanted."""
+        needs = self.needs()
+        up_to_date = needs and not (needs.fetch or needs.convert or needs.quantize)
+        return bool(up_to_date and chain.final.is_file())
+
     def _look(self) -> Resolved | None:
         reference, home = self.request.reference, self.home
         if reference is None:

@@ -219,20 +219,25 @@ def _report(session: Session, what: str) -> None:
 def _named(session: Session) -> list[tuple[Folder, Sequence[str]]]:
     """The named instances, by the configuration that they are up in. Raises PipelineError."""
     known, names = by_name(session), session.request.servers.names
-    configs = [config for at in folders(session) if (config := ray_cluster.config(at))]
-    if configs and not known:
-        raise UsageError(
-            f"{', '.join(configs)}: is on a Ray cluster, which loads a server for its first "
-            "request and unloads it after its idle_timeout",
+    if not known:
+        require_none_on_a_cluster(
+            session,
+            "which loads a server for its first request and unloads it after its idle_timeout",
             "POST /models/load to its gateway loads one by hand",
         )
-    if not known:
         raise PipelineError("nothing is up", f"{doitw('up config=…')} starts servers")
     if not names:
         raise UsageError("no instance named", f"name=… is one of {', '.join(known)}")
     require_known(names, list(known), "instances that are up:")
     places = dict.fromkeys(known[name][0] for name in names)
     return [(at, [name for name in names if known[name][0] == at]) for at in places]
+
+
+def require_none_on_a_cluster(session: Session, why: str, hint: str) -> None:
+    """Raise UsageError where the servers are on a cluster."""
+    configs = [config for at in folders(session) if (config := ray_cluster.config(at))]
+    if configs:
+        raise UsageError(f"{', '.join(configs)}: is on a Ray cluster, {why}", hint)
 
 
 def by_name(session: Session, *, with_gateway: bool = False) -> dict[str, tuple[Folder, Server]]:

@@ -24,8 +24,8 @@ from pipeline.models.memory import MARGIN
 from pipeline.report import bandwidth, served_speed, tuning, tuning_axes, tuning_bench
 from pipeline.report.figures import Estimate
 from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save
-from pipeline.report.tuning import DECODE, PROMPT, Axis, SearchResult
-from pipeline.report.tuning_axes import THREADS_BATCH, UBATCH
+from pipeline.report.tuning import SearchResult
+from pipeline.report.tuning_axes import DECODE, PROMPT, THREADS_BATCH, UBATCH, Axis
 from pipeline.report.tuning_bench import Bench
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.options import ResolvedOptions

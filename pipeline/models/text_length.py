@@ -17,7 +17,7 @@ from . import gguf, tools
 CHUNK = 512  # tokens, unless another size is asked for
 LONGEST = 16  # bytes of a token, at most in the mean of a text
 COPIES = 2  # of the weights in memory, though none is read
-TRIES = 5  # on a busy machine llama-perplexity ends before its last lines are printed
+TRIES = 20  # on a busy machine llama-perplexity mostly ends before its last lines are printed
 TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 LONG_ENOUGH = "calculating perplexity over"
 

@@ -18,7 +18,7 @@ from pipeline.core.store.publish import remove
 
 from .figures import Estimate
 from .host import Hardware
-from .tuning import Setting
+from .tuning_axes import Setting
 
 SCHEMA = 1
 FOLDER = "tuned"

@@ -22,9 +22,9 @@ from msgspec import Struct, field
 from pipeline.core.errors import PipelineError
 
 from .figures import Estimate
+from .tuning_axes import Axis, Setting
 from .tuning_effects import MACHINE, Effects, Key, Row
 
-PROMPT, DECODE = "prompt", "decode"  # the phases of a request
 BUSY = 0.2  # relative spread from run to run above which something else disturbs
 SEARCH = 0.7  # the share of the time after which only the comparison is left
 TURNS = 200  # of the search, at most
@@ -37,22 +37,6 @@ OPEN = 0.002  # relative gain to be expected of more runs, below which a value i
 ENOUGH = 0.008  # the same of all axes together, below which the search ends
 LONE = 0.1  # standard deviation of a gain, at least, while a single run speaks for it
 BASE, NAMED, PAIR, DRIFT = 0.3, 0.1, 0.06, 0.02  # prior standard deviations: see `_Search._prior`
-
-Setting = Mapping[str, str]  # the value of each axis that differs from its default
-
-
-class Axis(Struct, frozen=True):
-    """Options that are changed together. The first of `values` is the default; `phases` are those
-    whose speed they change. `is_named`: while its values are compared, a setting names the default
-    too, since what measures them has to know. `effect`: by how much a value usually changes the
-    speed, as a relative standard deviation."""
-
-    name: str
-    values: tuple[str, ...]
-    phases: tuple[str, ...] = (PROMPT, DECODE)
-    is_named: bool = False
-    effect: float = 0.1
-
 
 # Tokens a second of one phase with a setting, one figure a repetition. Raises PipelineError.
 Measure = Callable[[Setting, str], Sequence[float]]

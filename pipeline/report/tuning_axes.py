@@ -8,7 +8,23 @@ from msgspec import Struct
 
 from pipeline.serve.config.options import ResolvedOptions
 
-from .tuning import DECODE, PROMPT, Axis, Setting
+PROMPT, DECODE = "prompt", "decode"  # the phases of a request
+
+Setting = Mapping[str, str]  # the value of each axis that differs from its default
+
+
+class Axis(Struct, frozen=True):
+    """Options that are changed together. The first of `values` is the default; `phases` are those
+    whose speed they change. `is_named`: while its values are compared, a setting names the default
+    too, since what measures them has to know. `effect`: by how much a value usually changes the
+    speed, as a relative standard deviation."""
+
+    name: str
+    values: tuple[str, ...]
+    phases: tuple[str, ...] = (PROMPT, DECODE)
+    is_named: bool = False
+    effect: float = 0.1
+
 
 THREADS, THREADS_BATCH = "threads", "threads-batch"
 UBATCH, BATCH = "ubatch-size", "batch-size"

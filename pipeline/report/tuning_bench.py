@@ -13,7 +13,8 @@ from pipeline.core import log
 
 from . import bench, tuning, tuning_axes
 from .tuned import Runs
-from .tuning import DECODE, PROMPT, Axis, SearchResult, Setting
+from .tuning import SearchResult
+from .tuning_axes import DECODE, PROMPT, Axis, Setting
 
 BATCHES = {tuning_axes.BATCH, tuning_axes.UBATCH}
 REQUEST = {PROMPT: 512, DECODE: 128}  # tokens of the request whose time counts

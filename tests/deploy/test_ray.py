@@ -409,6 +409,8 @@ def test_deployed_listed_read_and_taken_down(write: Writer, board: Dashboard) ->
     for task in ("load", "unload"):
         printed = write.doit(task, f"config={write.file}", "name=second", status=3).err
         assert "is on a Ray cluster" in printed and "/models/load" in printed
+    printed = write.doit("chat", f"config={write.file}", "name=second", "prompt=Hi", status=3).err
+    assert "is on a Ray cluster" in printed and "chat url=" in printed
 
     write.doit("down", f"config={write.file}", "name=second")
     assert [app["name"] for app in board.puts[-1]["applications"]] == ["other", "chat", "gateway"]

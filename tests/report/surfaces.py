@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from pipeline.report.tuning import DECODE, PROMPT, Axis, Setting, changed
-from pipeline.report.tuning_axes import LARGE, SMALL
+from pipeline.report.tuning import changed
+from pipeline.report.tuning_axes import DECODE, LARGE, PROMPT, SMALL, Axis, Setting
 from pipeline.report.tuning_bench import REQUEST as TOKENS
 from pipeline.report.tuning_bench import repeated, tokens_of
 

@@ -9,7 +9,8 @@ from report.surfaces import Machine
 
 from pipeline.core.errors import PipelineError
 from pipeline.report import tuning
-from pipeline.report.tuning import DECODE, PROMPT, Axis, SearchResult, Setting
+from pipeline.report.tuning import SearchResult
+from pipeline.report.tuning_axes import DECODE, PROMPT, Axis, Setting
 
 BUDGET = 0.19  # of the time of an exhaustive search; a run that has begun is finished
 WEIGHTS = {PROMPT: 0.5, DECODE: 0.5}

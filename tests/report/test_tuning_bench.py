@@ -13,8 +13,7 @@ from pipeline.core import capacity
 from pipeline.report import bandwidth, host, tuned, tuning_bench
 from pipeline.report.figures import Estimate
 from pipeline.report.tuned import Conditions, Runs, TuneResult
-from pipeline.report.tuning import DECODE, PROMPT
-from pipeline.report.tuning_axes import Scope, axes, bench_words, server_options
+from pipeline.report.tuning_axes import DECODE, PROMPT, Scope, axes, bench_words, server_options
 from pipeline.serve.config.configuration import InstanceSpec
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.flags import parse_help
