@@ -100,9 +100,13 @@ def test_the_message_names_the_disk(small: Small, work: Callable[[Small], None])
 def test_a_disk_that_failed_once_is_thought_of(tmp_path: Path) -> None:
     """The program says "iostream error" alone, and later the disk can be written to."""
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    program, words = Path("/bin/false"), [str(tmp_path / "model.gguf")]
+    program, words = Path(shutil.which("false") or ""), [str(tmp_path / "model.gguf")]
     with pytest.raises(PipelineError, match="fails on a sample") as caught:
         tensor_errors._quantize(program, words, tmp_path / "made.gguf", "Q8_0")
+    assert f"see whether the disk of {tmp_path} is failing" in caught.value.hint
+    (tmp_path / "made.gguf").write_bytes(bytes(64))
+    with pytest.raises(PipelineError, match="not a usable GGUF") as caught:
+        tensor_errors._numbers(tmp_path / "made.gguf")
     assert f"see whether the disk of {tmp_path} is failing" in caught.value.hint
 
 

@@ -67,7 +67,7 @@ def absolute(text: str | Path) -> Path:
     """
     try:
         return user_folder() / Path(text).expanduser()
-    except (RuntimeError, UnicodeEncodeError) as error:
+    except (RuntimeError, ValueError) as error:
         raise UsageError(f"{text}: {error}") from None
 
 

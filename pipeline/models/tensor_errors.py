@@ -194,15 +194,22 @@ def _quantize(
         require_disk(made.parent, out + err)
         last = "\n".join((out + err).strip().splitlines()[-3:])
         raise PipelineError(
-            f"llama-quantize fails on a sample of the model ({status}):\n{last}",
-            "run the same command again; if that fails too, see whether the disk of "
-            f"{made.parent} is failing",
+            f"llama-quantize fails on a sample of the model ({status}):\n{last}", _again(made)
         )
+
+
+def _again(file: Path) -> str:
+    """The next step where a program left nothing usable, though the disk can be written to."""
+    return f"run the same command again; else see whether the disk of {file.parent} is failing"
 
 
 def _numbers(file: Path) -> dict[str, Numbers]:
     """The tensors of a GGUF that are in 32-bit numbers."""
-    table = read(file)
+    try:
+        table = read(file)
+    except PipelineError as error:  # llama-quantize does not notice every failed write
+        require_disk(file.parent)
+        raise PipelineError(error.message, _again(file)) from None
     data = memoryview(file.read_bytes())[table.data :]
     numbers: dict[str, Numbers] = {}
     for each in table.tensors.values():

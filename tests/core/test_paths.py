@@ -182,3 +182,5 @@ class TestCache:
 def test_a_user_whose_name_cannot_be_written() -> None:
     with pytest.raises(UsageError):
         paths.absolute("~\ud800")
+    with pytest.raises(UsageError):
+        paths.absolute("~\0")

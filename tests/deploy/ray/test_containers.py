@@ -21,7 +21,7 @@ from pipeline.deploy.ray import environment
 pytestmark = [
     pytest.mark.build,
     pytest.mark.slow,
-    pytest.mark.trust,
+    pytest.mark.long,
     pytest.mark.xdist_group("images"),
 ]
 
