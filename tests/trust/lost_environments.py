@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from conftest import REPOSITORY, SHEBANG
 from lost_store import AGAIN, NEW, OLD, Sequence, content
 
@@ -26,14 +27,18 @@ INFO = "extra-1.0.dist-info"
 TEXT = content("extra", NEW).hex()
 
 
-def with_small_converter(top: Path) -> Home:
-    """The pipeline's converter, with one package in the place of its own."""
+@contextmanager
+def small_converter(top: Path) -> Iterator[Home]:
+    """The pipeline's converter, with one package in the place of its own, while the block runs."""
     arguments = ["install", "--quiet", "--no-index", "--no-deps", "--no-compile", str(top / WHEEL)]
-    converter.pip_arguments = lambda python: [["--python", str(python), *arguments]]
-    converter.required = lambda: {"extra"}
-    converter._require_cpu_torch = lambda python: None
-    os.environ["LLAMA_PIPELINE_CACHE"] = str(top / "cache")
-    return Home(top / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            converter, "pip_arguments", lambda python: [["--python", str(python), *arguments]]
+        )
+        patch.setattr(converter, "required", lambda: {"extra"})
+        patch.setattr(converter, "_require_cpu_torch", lambda python: None)
+        patch.setenv("LLAMA_PIPELINE_CACHE", str(top / "cache"))
+        yield Home(top / "home")
 
 
 def before_converter(top: Path) -> None:
@@ -49,21 +54,22 @@ def before_converter(top: Path) -> None:
     (top / "home" / "logs").mkdir(parents=True)
 
 
+def make_converter(top: Path) -> None:
+    with small_converter(top) as home:
+        converter.make(home)
+
+
 def after_converter(top: Path) -> str:
-    home = with_small_converter(top)
     python_environment._whole.clear()
-    if not converter.is_current(home):
-        return AGAIN
-    modules = converter.folder(home).glob("lib/*/site-packages/extra/__init__.py")
-    assert any(TEXT.encode() in module.read_bytes() for module in modules), "torn, and passes"
-    return NEW
+    with small_converter(top) as home:
+        if not converter.is_current(home):
+            return AGAIN
+        modules = converter.folder(home).glob("lib/*/site-packages/extra/__init__.py")
+        assert any(TEXT.encode() in module.read_bytes() for module in modules), "torn, and passes"
+        return NEW
 
 
-CONVERTER = Sequence(
-    before=before_converter,
-    act=lambda top: converter.make(with_small_converter(top)),
-    after=after_converter,
-)
+CONVERTER = Sequence(before=before_converter, act=make_converter, after=after_converter)
 
 
 # The project's own environment: `uv` is a stand-in that, like uv and pip, flushes nothing and takes
