@@ -18,7 +18,7 @@ LISTS = """
 cmake_minimum_required(VERSION 3.20)
 project(stand_in LANGUAGES NONE)
 foreach(name {programs})
-  add_custom_target(${{name}} COMMAND "{python}" "${{CMAKE_SOURCE_DIR}}/make.py" ${{name}}
+  add_custom_target(${{name}} COMMAND "{python}" -I -S "${{CMAKE_SOURCE_DIR}}/make.py" ${{name}}
     "{built}" "${{CMAKE_BINARY_DIR}}/bin")
 endforeach()
 """

@@ -177,14 +177,14 @@ class World:
 
     def require_right(self, whole: Whole) -> None:
         """All is there as without a cut, and nothing else is."""
-        new = self.listing().keys() - whole.after.keys()
+        now = self.listing()
+        new = now.keys() - whole.after.keys()
         left = sorted(name for name in new if "/logs/" not in name)  # they say what went wrong
         assert not left, f"left behind: {left}"
-        self.require_done(whole)
+        self.require_done(whole, now)
 
-    def require_done(self, whole: Whole) -> None:
-        """All that is published is there, with its receipts."""
-        now = self.listing()
+    def require_done(self, whole: Whole, now: Mapping[str, str]) -> None:
+        """All that is published is there now, with its receipts."""
         for name, value in whole.after.items():
             if is_published(name) or name.endswith(".state.json"):
                 assert now.get(name) == value, name

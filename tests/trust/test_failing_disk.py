@@ -76,7 +76,7 @@ def fail(world: World, whole: Whole, number: int, kind: int) -> None:
         message = run.err.partition("error: ")[2]
         assert str(world.top) in message and re.search(SAID[kind], message), said
     else:  # such as a cache that cannot be written
-        world.require_done(whole)
+        world.require_done(whole, world.listing())
     world.run_again()
     world.require_right(whole)
 
