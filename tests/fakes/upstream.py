@@ -52,7 +52,9 @@ class Handler(BaseHTTPRequestHandler):
             self.whole(503, json.dumps({"error": error}).encode())
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.note(event="request", path=self.path, headers=headers, body=body.decode("latin-1"))
+        types = self.headers.get_all("Content-Type", [])
+        text = body.decode("latin-1")
+        self.note(event="request", path=self.path, headers=headers, types=types, body=text)
         do = {**vars(self.options), **self.asked(body)}
         if do["die"]:
             os._exit(1)

@@ -43,10 +43,12 @@ class _Document(Struct):
 
 class RequestBody(Struct, frozen=True):
     """A body, and what the gateway reads of it. `keep_alive`: the seconds for which the model
-    should stay loaded after the request, below 0 for ever, None where the request says nothing."""
+    should stay loaded after the request, below 0 for ever, None where the request says nothing.
+    `is_json`: it was read as such, whatever the client calls it."""
 
     body: bytes
     model: str | None = None
+    is_json: bool = False
     renamed: Callable[[str], bytes] | None = None  # the same with another model, where it has one
     streams: bool = False
     keep_alive: float | None = None
@@ -116,7 +118,8 @@ def _parse_json(body: bytes) -> RequestBody:
     return RequestBody(
         body,
         document.model or None,
-        partial(_with_model, body_without_bom),
+        is_json=True,
+        renamed=partial(_with_model, body_without_bom),
         streams=bytes(document.stream) == b"true",
         keep_alive=seconds(_keep_alive(document.keep_alive)),
     )
@@ -176,7 +179,7 @@ def _parse_form(content_type: str, body: bytes) -> RequestBody:
             return RequestBody(body)
         if 0 <= text < at and MODEL_PART.search(body[start:text].replace(b"\r\n", b"\n")):
             model = body[text + 4 : at].decode("utf-8", "replace").strip()
-            return RequestBody(body, model or None, partial(_spliced, body, text + 4, at))
+            return RequestBody(body, model or None, renamed=partial(_spliced, body, text + 4, at))
         at += 2
     raise Refused(400, f"the form has more than {MAX_PARTS:,} parts")
 

@@ -244,7 +244,10 @@ async def forward(
     if served and parsed.renamed and parsed.model not in (None, served):
         body = parsed.renamed(served)
     headers = credentials(target, keys)
-    headers += without_headers(request.headers.raw, NOT_FORWARDED)
+    if parsed.is_json:  # vLLM requires that it is said; `curl -d` says that it is a form
+        headers.append((b"content-type", b"application/json"))
+    not_forwarded = NOT_FORWARDED | ({b"content-type"} if parsed.is_json else set())
+    headers += without_headers(request.headers.raw, not_forwarded)
     return await _begin(target, request.method, path, headers, body)
 
 

@@ -81,6 +81,30 @@ def test_body_and_headers_pass_untouched(here: Site) -> None:
     assert here.metric('llama_gateway_sent_bytes_total{instance="chat"}') == len(answer.content)
 
 
+FORM = "application/x-www-form-urlencoded"  # what curl -d says where no header is given
+
+
+@pytest.mark.parametrize("given", [[], [FORM], ["text/plain", "application/json"]])
+def test_what_was_read_as_json_is_sent_as_json(here: Site, given: list[str]) -> None:
+    """vLLM refuses a body that is said to be anything else, and one that is said to be nothing."""
+    here.upstream("chat")
+    here.gateway()
+    headers = [("Content-Type", kind) for kind in given]
+    url = f"{here.url}/v1/chat/completions"
+    assert httpx2.post(url, content=b'{"model": "chat"}', headers=headers).status_code == 200
+    (request,) = here.events("chat", "request")
+    assert request["types"] == ["application/json"]
+
+
+def test_the_type_of_what_is_not_read_is_the_clients(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    headers = {"Content-Type": FORM}
+    for path, body in (("/upstream/chat/v1/any", b"a=1"), ("/v1/chat/completions", b"")):
+        assert httpx2.post(here.url + path, content=body, headers=headers).status_code == 200
+    assert [event["types"] for event in here.events("chat", "request")] == [[FORM], [FORM]]
+
+
 def test_a_name_among_the_settings_is_answered_to(here: Site) -> None:
     here.gateway(hosts=["named.example"])
     statuses = {
@@ -201,6 +225,8 @@ def test_a_transcription_is_routed_by_its_form(here: Site) -> None:
     (request,) = here.events("ears", "request")
     body = request["body"].encode("latin-1")
     assert sound in body and b"whisper-1" in body and b"EARS" not in body
+    (kind,) = request["types"]
+    assert kind.startswith("multipart/form-data; boundary=")
 
 
 STREAM = '{"model": "chat", "do": {"chunks": 3, "pause": 0.05}}'
