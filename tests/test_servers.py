@@ -455,6 +455,7 @@ def test_what_is_secret_in_overrides_stays_there(
 def test_a_server_that_others_can_reach_gets_a_key(servers: Servers, gguf: Path) -> None:
     port = servers.chat("open", gguf, host="0.0.0.0", api_prefix="/own")
     told = servers.up()
+    assert f"at http://127.0.0.1:{port}/own (from other machines: port {port} of" in told.err
     (key,) = servers.doit.home.glob("run/instances/*/keys/open.key")
     assert str(key) in told.err and oct(key.stat().st_mode & 0o777) == "0o600"
     secret = key.read_text().strip()

@@ -168,7 +168,7 @@ def text(instances: tuple[Server, ...]) -> str:
     rows, commands = [("name", "engine", "address", "gpus", "log")], []
     for server in instances:
         gpus = server.gpu_ids or "all"
-        rows.append((server.name, server.engine, server.url, gpus, server.log_file))
+        rows.append((server.name, server.engine, server.shown_url, gpus, server.log_file))
         env = [f"{name}={value}" for name, value in server.env.items()]
         lines = [f"{server.name}, in {server.folder}:", shown(["env", *env, *server.command])]
         if server.engine == LLAMA_CPP:

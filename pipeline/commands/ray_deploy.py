@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec.structs import replace
 
@@ -23,6 +24,7 @@ from pipeline.deploy.ray.cluster import Cluster, ClusterGone, ServeDetails
 from pipeline.deploy.ray.config import ClusterPlan
 from pipeline.deploy.ray.deployed import Deployed
 from pipeline.serve import address
+from pipeline.serve.keys import is_loopback
 from pipeline.serve.supervisor.state import ASLEEP, FAILED, LOADING, READY, WAITING
 
 from .programs import Programs
@@ -69,7 +71,7 @@ def start(servers: Servers, planned: ClusterPlan, at: str) -> None:
         )
     if not changed:
         log.info(f"nothing to do: {cluster.shown} serves all of {servers.configuration.label}")
-    log.info(f"the gateway listens on {_gateway(details, planned)}")
+    _report_gateway(details, planned, target)
 
 
 def _there(before: Deployed | None, at: str) -> Deployed | None:
@@ -173,7 +175,7 @@ def _wait(cluster: Cluster, names: Sequence[str]) -> ServeDetails:
         time.sleep(POLL_SECONDS)
 
 
-def _gateway(details: ServeDetails, planned: ClusterPlan) -> str:
+def _report_gateway(details: ServeDetails, planned: ClusterPlan, target: Deployed) -> None:
     options = details.http_options or {}
     host, port = str(options.get("host", "")), int(options.get("port", 0))
     settings = planned.settings
@@ -182,5 +184,17 @@ def _gateway(details: ServeDetails, planned: ClusterPlan) -> str:
             f"warning: Serve ran already, and listens on {host}:{port} instead of "
             f"{settings.host}:{settings.port}: that cannot change while it runs"
         )
-    where = "" if planned.ingresses == 1 else ", on every node with a replica of it"
-    return address.url(host, port) + where
+    where = "" if target.local else ", and on every other node with a replica"
+    key = f", with the key in {settings.api_key_file}" if settings.api_key_file else ""
+    log.info(f"the gateway listens on {reached_at(target.address, host, port)}{where}{key}")
+
+
+def reached_at(cluster: str, host: str, port: int) -> str:
+    """The URL, from this machine, of the gateway on the cluster with the dashboard `cluster`: that
+    of its head, where the gateway listens on every address."""
+    head = urlsplit(cluster).hostname or ""
+    if is_loopback(head):
+        return address.shown(host, port)
+    if is_loopback(host):
+        return f"{address.url(host, port)} of each node, for its own programs alone"
+    return address.url(head if address.is_anywhere(host) else host, port)

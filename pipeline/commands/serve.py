@@ -267,7 +267,7 @@ def run(
         if programs.request.json:
             print(json.dumps(rows), flush=True)
         else:
-            print(table(list(rows.items())))
+            print(table(list((rows | {"url": server.shown_url}).items())))
             print("Ctrl-C stops it.", flush=True)
 
     leftovers.begin(programs.home, served.files(server))

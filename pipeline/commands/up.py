@@ -229,7 +229,7 @@ def report(servers: Servers, server: Server, status: ServerStatus) -> None:
     if status.state != READY:
         return
     key = f", with the key in {server.api_key_file}" if server.api_key_file else ""
-    log.info(f"{server.name}: ready at {server.url}{key}")
+    log.info(f"{server.name}: ready at {server.shown_url}{key}")
     if server.engine == LLAMA_CPP:
         output = last_lines(Path(server.log_file), LOG_LINES)
         rows = summary(servers.programs, server, output, servers.names_context(server.name))

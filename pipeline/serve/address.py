@@ -5,18 +5,32 @@ from __future__ import annotations
 import ipaddress
 import re
 
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+def is_anywhere(host: str) -> bool:
+    """Whether a server with this host listens on every address of its machine."""
+    try:
+        return not host or ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def reached(host: str) -> str:
     """The host to connect to: this machine, for a server that listens on every address."""
-    return ANYWHERE.get(host, host)
+    if not is_anywhere(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def url(host: str, port: int, prefix: str = "", *, tls: bool = False) -> str:
     """The URL of a server; `prefix` stands before every path."""
     host = reached(host)
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}{prefix}"
+
+
+def shown(host: str, port: int, prefix: str = "", *, tls: bool = False) -> str:
+    """The URL for people, who may think of one with 127.0.0.1 that only this machine reaches it."""
+    more = f" (from other machines: port {port} of this one)" if is_anywhere(host) else ""
+    return url(host, port, prefix, tls=tls) + more
 
 
 LABEL = r"[A-Za-z0-9_]([\w-]{0,61}[A-Za-z0-9_])?"

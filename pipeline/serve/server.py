@@ -144,6 +144,11 @@ class Server(Keeping, frozen=True, kw_only=True):
     def url(self) -> str:
         return address.url(self.host, self.port, self.prefix, tls=self.tls)
 
+    @property
+    def shown_url(self) -> str:
+        """The URL for people."""
+        return address.shown(self.host, self.port, self.prefix, tls=self.tls)
+
     def as_json(self) -> dict[str, Any]:
         """What `plan` shows and the supervisor reads; `msgspec.convert` is the inverse."""
         return {"name": self.name, **to_builtins(self)}

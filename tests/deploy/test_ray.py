@@ -17,6 +17,7 @@ from conftest import Doit
 from fakes import ray_dashboard
 from fakes.ray_dashboard import Dashboard, node
 
+from pipeline.commands import ray_deploy
 from pipeline.deploy.ray import environment
 from pipeline.serve.config import toml_form
 
@@ -78,6 +79,33 @@ def write(bare: Doit, tmp_path: Path) -> Writer:
 def board() -> Iterator[Dashboard]:
     with ray_dashboard.start() as started:
         yield started
+
+
+# Where its gateway is reached
+
+
+@pytest.mark.parametrize(
+    ("cluster", "host", "line"),
+    [
+        ("http://127.0.0.1:8265", "127.0.0.1", "http://127.0.0.1:9000"),
+        ("http://127.0.0.1:8265", "::1", "http://[::1]:9000"),
+        (
+            "http://[::1]:8265",
+            "0.0.0.0",
+            "http://127.0.0.1:9000 (from other machines: port 9000 of this one)",
+        ),
+        ("http://u:p@head.lan:8265", "0.0.0.0", "http://head.lan:9000"),
+        ("https://[fd00::1]:8265/", "::", "http://[fd00::1]:9000"),
+        ("http://head.lan:8265", "10.0.0.7", "http://10.0.0.7:9000"),
+        (
+            "http://head.lan:8265",
+            "127.0.0.1",
+            "http://127.0.0.1:9000 of each node, for its own programs alone",
+        ),
+    ],
+)
+def test_the_url_of_the_gateway_leads_to_it_from_here(cluster: str, host: str, line: str) -> None:
+    assert ray_deploy.reached_at(cluster, host, 9000) == line
 
 
 # The files
@@ -213,7 +241,10 @@ def test_an_open_gateway_needs_a_key(write: Writer, board: Dashboard) -> None:
     text = CHAT + "[gateway]\nhost = '0.0.0.0'\n"
     assert "API key" in write(text, f"address={board.url}", "start=1", status=3)
     assert not board.puts
-    write(text + "api_key_file = '/etc/llama/key'\n", f"address={board.url}", "start=1")
+    text += "api_key_file = '/etc/llama/key'\n"
+    printed = write(text, f"address={board.url}", "start=1")
+    assert "http://127.0.0.1:9000 (from other machines: port 9000 of this one)" in printed
+    assert "with the key in /etc/llama/key" in printed
     (put,) = board.puts
     assert put["http_options"] == {"host": "0.0.0.0", "port": 9000}
     settings = put["applications"][-1]["deployments"][0]["user_config"]["settings"]

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import did_you_mean
 from pipeline.core.text import is_digits
 from pipeline.core.variables import NO, YES
-from pipeline.serve.address import ANYWHERE
+from pipeline.serve.address import is_anywhere
 from pipeline.serve.flags import RPC, Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
@@ -50,7 +50,7 @@ class Address(Struct, frozen=True):
             HOST if host.lower() == "localhost" else host.lower()
             for host in (self.host, other.host)
         }
-        return self.port == other.port and (len(hosts) == 1 or not hosts.isdisjoint(ANYWHERE))
+        return self.port == other.port and (len(hosts) == 1 or any(map(is_anywhere, hosts)))
 
 
 def words(server: Mapping[str, Value]) -> list[str]:

@@ -180,7 +180,7 @@ def run(view: View, settings: GatewaySettings) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.stop_timeout,  # type: ignore[arg-type]
     )
-    log.info(f"gateway on {as_instance(view.at, settings).url}")
+    log.info(f"gateway on {as_instance(view.at, settings).shown_url}")
     # uvicorn raises the signal that stopped it again; a requested stop ends with status 0
     with asked_to_stop("SIGINT", "SIGTERM", "SIGBREAK"):
         uvicorn.Server(config).run()
