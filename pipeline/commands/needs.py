@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -122,11 +121,10 @@ def _card(server: Server, index: int) -> str:
 
 def _of_vllm(server: Server) -> Bytes:
     """A vLLM takes a share of each of its cards, whatever its model."""
-    shares = (server.argument(f"--{name}-memory-utilization") for name in ("gpu", "device"))
-    share = float(next(filter(None, shares), VLLM_SHARE))
-    count = math.prod(int(server.argument(f"--{name}") or 1) for name in vllm.PARTS)
+    options = vllm.of_words(server.cmd)
+    share = float(options.text("gpu-memory-utilization") or VLLM_SHARE)
     cards = nvidia.find()
-    names = [_card(server, index) for index in range(count)]
+    names = [_card(server, index) for index in range(vllm.gpus(options))]
     on_cards = {
         name: int(cards[slot].total * share)
         for name in names

@@ -64,6 +64,42 @@ def test_vllm_takes_its_share_of_each_card(monkeypatch: pytest.MonkeyPatch) -> N
     assert alone == {"ram": needs.VLLM_RAM, "gpu1": 18 * GB}
 
 
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ("-tp 2", 2),
+        ("-tp=2 -pp 2", 4),
+        ("-pcp 2", 2),
+        ("-dp 2 -tp=2", 4),
+        ("--tensor_parallel_size=2", 2),
+        ("--tensor 2", 2),  # argparse takes what no other option begins with
+        ("--pipeline-parallel=3", 3),
+        ("-t 2", 2),
+        ("--data-parallel 2", 1),  # of several: vLLM refuses it
+        ("-tp 2 -tp 3", 3),  # the last one counts
+        ("-dp 4 -dpl 2", 2),  # the others are on other machines
+        ("-dp 4 -dpn 1", 1),
+        ("-dcp 2 -ep", 1),  # on the same GPUs
+        ("-tp two", 1),
+    ],
+)
+def test_the_cards_of_vllm_are_counted_by_any_name(
+    monkeypatch: pytest.MonkeyPatch, words: str, count: int
+) -> None:
+    monkeypatch.setattr(nvidia, "find", lambda: CARDS * 4)
+    cmd = ("-m", "vllm.entrypoints.openai.api_server", "--model", "m", *words.split())
+    assert len(needs._of_vllm(instance("v", engine="vllm", cmd=cmd))) == 1 + count
+
+
+@pytest.mark.parametrize(
+    "words", ["--gpu-memory-util=0.5", "--gpu_memory_utilization 0.5", "--device-mem 0.5"]
+)
+def test_the_share_of_vllm_is_read_by_any_name(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setattr(nvidia, "find", lambda: CARDS)
+    server = instance("v", engine="vllm", cmd=tuple(words.split()))
+    assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM, "gpu0": 5 * GB}
+
+
 def test_only_options_that_change_memory_are_handed_on() -> None:
     known = parse_help(
         "-m, --model FNAME  path\n-c, --ctx-size N  context\n-ngl, --gpu-layers N  layers\n"

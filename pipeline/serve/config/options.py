@@ -153,11 +153,22 @@ class ResolvedOptions(Struct, frozen=True):
         extra = self.spec.extra_args
         for at, word in enumerate(extra):
             head, equals, tail = word.partition("=")
-            if normalized(head) in aliases:
+            if self._is(normalized(head), aliases):
                 takes = flag is None or bool(flag.value)
                 following = extra[at + 1] if takes and at + 1 < len(extra) else True
                 counts = tail if equals else following
         return counts
+
+    def _is(self, word: str, names: set[str]) -> bool:
+        """Whether a word of the command line is the option with these names. For vLLM the beginning
+        of a name is enough where no other option begins so."""
+        if word in names:
+            return True
+        is_begun = len(word.lstrip("-")) and any(name.startswith(word) for name in names)
+        if self.spec.engine != VLLM or not is_begun:
+            return False
+        others = {name for flag in self.flags.values() for name in flag.names} - names
+        return not any(other.startswith(word) for other in others)
 
     def text(self, *names: str) -> str:
         """The value of the first of `names` that has one, as a text; empty where none has."""

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from pipeline.core.process import capture, outcome
 from pipeline.serve import flags as help_texts
 from pipeline.serve.flags import Flag
 from pipeline.serve.keys import is_loopback
-from pipeline.serve.server import DEMAND
+from pipeline.serve.server import DEMAND, VLLM, Control
 
-from .configuration import Configuration, beside
+from .configuration import Configuration, InstanceSpec, beside
 from .options import ResolvedOptions, expanded, missing, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
@@ -143,8 +143,21 @@ def kind(resolved: ResolvedOptions) -> str:
 
 
 def gpus(resolved: ResolvedOptions) -> int:
-    """On how many GPUs it divides the model."""
-    return math.prod(resolved.number(name) or 1 for name in PARTS)
+    """How many GPUs it uses of one machine, or for a model that is divided among several, of all:
+    for each part of each copy one."""
+    parts = math.prod(resolved.number(name) or 1 for name in PARTS)
+    here = resolved.number("data-parallel-size-local")
+    if not here and not resolved.has("data-parallel-rank"):  # else it is one copy of several
+        here = resolved.number("data-parallel-size")
+    return parts * (here or 1)
+
+
+def of_words(words: Sequence[str]) -> ResolvedOptions:
+    """The options on a command line."""
+    spec = InstanceSpec(
+        name="", control=Control(engine=VLLM), server={}, extra_args=tuple(words), place=""
+    )
+    return ResolvedOptions(spec, listed().flags)
 
 
 def downloads(resolved: ResolvedOptions, folder: Path) -> bool:
