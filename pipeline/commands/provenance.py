@@ -71,7 +71,7 @@ def write(place: Path, text: str) -> None:
     if place.is_file() and place.read_bytes() == data:
         log.info(f"up to date: {place}")
         return
-    with disk_errors(place.parent):
+    with disk_errors(place.parent, "out="):
         publish_beside(place, data)
     log.info(f"written: {place}")
 

@@ -13,6 +13,7 @@ from .errors import PipelineError, UsageError
 
 PROBE_BYTES = 16 * 1024  # receipts and caches need about as much
 CHOSEN_BY = "LLAMA_PIPELINE_HOME (for the cache LLAMA_PIPELINE_CACHE)"  # in hints about a disk
+HERE = ""  # instead of a variable: nothing but where the command was typed decides
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICES = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
     device + number for device in ("com", "lpt") for number in "0123456789¹²³"
@@ -86,8 +87,15 @@ def home() -> Home:
     return Home(absolute(path) if path else REPOSITORY)
 
 
-def require_writable(folder: Path) -> None:
-    """Create `folder`, and check that a file can be written there, before any work is done."""
+def elsewhere(chosen_by: str, folder: str) -> str:
+    """The step of a hint by which something is written into another folder: `folder` says which,
+    `chosen_by` the variable that names it, or HERE."""
+    return f"set {chosen_by} to {folder}" if chosen_by else "run this in another folder"
+
+
+def require_writable(folder: Path, chosen_by: str = CHOSEN_BY) -> None:
+    """Create `folder`, and check that a file can be written there, before any work is done.
+    `chosen_by` says which variable sets it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -99,7 +107,7 @@ def require_writable(folder: Path) -> None:
         )
         raise PipelineError(
             f"{folder}: cannot be written to: {error.strerror}",
-            f"{mend}, or set {CHOSEN_BY} to another folder",
+            f"{mend}, or {elsewhere(chosen_by, 'another folder')}",
         ) from None
 
 

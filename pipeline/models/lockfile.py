@@ -15,7 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError, doitw
-from pipeline.core.paths import Home
+from pipeline.core.paths import HERE, Home
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors, publish_text
 from pipeline.core.text import decoded, require_short_keys
@@ -66,7 +66,7 @@ def read(path: Path) -> list[LockedModel]:
 
 def write(path: Path, entry: LockedModel) -> None:
     """Add `entry`, or replace the one for the same request. Raises UsageError."""
-    with disk_errors(path.parent), only_one(path):
+    with disk_errors(path.parent, HERE), only_one(path):
         entries = [other for other in read(path) if other["asked"] != entry["asked"]]
         try:
             publish_text(path, text([*entries, entry]))

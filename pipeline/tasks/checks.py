@@ -66,7 +66,7 @@ HIDDEN = (
     Step(
         "_lockable",
         "report a pipeline.lock that cannot be written before any work",
-        run=lambda session: paths.require_writable(session.model.lock_file.parent),
+        run=lambda session: paths.require_writable(session.model.lock_file.parent, paths.HERE),
     ),
     Step(
         "_chat",

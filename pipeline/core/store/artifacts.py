@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.paths import CHOSEN_BY
 
 from . import receipts
 from .locks import only_one, own_name
@@ -100,10 +101,11 @@ def _of_another_run(target: Path, recipe: Recipe) -> Entry | None:
 
 
 @contextmanager
-def locked_folder(target: Path) -> Iterator[None]:
+def locked_folder(target: Path, chosen_by: str = CHOSEN_BY) -> Iterator[None]:
     """Hold the lock of the folder `target`, and repair what an interrupted run left of it: check
-    again under the lock, then make it with `new_folder`. A full disk is a PipelineError."""
-    with disk_errors(target.parent), only_one(target):
+    again under the lock, then make it with `new_folder`. A full disk is a PipelineError.
+    `chosen_by` says which variable sets its place."""
+    with disk_errors(target.parent, chosen_by), only_one(target):
         recover_folder(target)
         yield
 

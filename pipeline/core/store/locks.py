@@ -136,7 +136,11 @@ def trouble(folder: Path) -> str:
     """Why locks do not work on the disk of `folder`, or nothing; reported once. Raises OSError
     where nothing can be written there."""
     if folder not in _troubles:
-        why = _lock_error(folder)
+        try:
+            why = _lock_error(folder)
+        except OSError as error:
+            error.filename = str(folder)  # instead of a file for this test
+            raise
         if why and not any(_troubles.values()):
             log.info(
                 f"warning: {folder}: locks do not work on this disk ({why}), so runs at the same "

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import CHOSEN_BY, require_writable
+from pipeline.core.paths import CHOSEN_BY, elsewhere, require_writable
 from pipeline.core.text import size
 
 from .locks import own_name
@@ -22,6 +22,8 @@ from .locks import own_name
 SPARE_BYTES = 64 * 1024 * 1024
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what a user may have of it
 LEAST_BYTES = 64 * 1024  # with less free a disk counts as full
+OTHER_DISK = "a folder on another disk"
+OWN_NAMES = (".part", ".old", ".lock")  # how files end that are made beside those of the user
 TRIES = 20  # to put a folder in its place where no lock keeps others away
 
 _reachable: set[tuple[Path, int]] = set()  # folders by inode whose own names are on the disk
@@ -49,7 +51,7 @@ def require_space(folder: Path, need: int, chosen_by: str = CHOSEN_BY) -> None:
     if need and free < need + SPARE_BYTES:
         raise PipelineError(
             f"{folder}: {size(need + SPARE_BYTES)} are needed there and {size(free)} are free",
-            f"free some space, or set {chosen_by} to a folder on another disk",
+            f"free some space, or {elsewhere(chosen_by, OTHER_DISK)}",
         )
 
 
@@ -75,7 +77,7 @@ def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> Pipe
         full = _full_folder(where, folder)
         limit = "disk full" if error.errno == errno.ENOSPC else "disk quota exceeded"
         variable = {_temporary(): "TMPDIR", folder: chosen_by}.get(full)
-        other = f", or set {variable} to a folder on another disk" if variable else ""
+        other = "" if variable is None else f", or {elsewhere(variable, OTHER_DISK)}"
         return PipelineError(
             f"{full}: {limit}; the unfinished file was discarded", f"free some space{other}"
         )
@@ -83,12 +85,11 @@ def disk_error(error: OSError, folder: Path, chosen_by: str = CHOSEN_BY) -> Pipe
         return PipelineError(
             f"{where}: {error.strerror}; the unfinished file was discarded",
             "the disk may be failing: look into the system's log, then run the same command again, "
-            f"or set {chosen_by} to a folder on another disk",
+            f"or {elsewhere(chosen_by, OTHER_DISK)}",
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return PipelineError(
-            f"{where}: {error.strerror}", f"set {chosen_by} to a folder that you may write to"
-        )
+        step = elsewhere(chosen_by, "a folder that you may write to")
+        return PipelineError(f"{_known(where)}: {error.strerror}", step)
     return None
 
 
@@ -123,6 +124,13 @@ def _place(error: OSError, folder: Path) -> Path:
     named = error.filename2 or error.filename
     path = Path(named) if isinstance(named, str) else folder
     return path if path.is_absolute() else folder
+
+
+def _known(path: Path) -> Path:
+    """The path that a user knows: the folder, where a file of our own could not be made there. One
+    that is there is in the way, and named."""
+    is_ours = path.name.startswith(".") and path.name.endswith(OWN_NAMES)
+    return path.parent if is_ours and not os.path.lexists(path) else path
 
 
 def _full_folder(where: Path, folder: Path) -> Path:

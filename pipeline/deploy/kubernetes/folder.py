@@ -88,8 +88,8 @@ def write(
     """Write these files and no others into the folder; False where nothing changed. `mark` begins
     each file that the command `by` writes. Raises PipelineError."""
     _require_ours(target, mark, by)
-    require_writable(target.parent)
-    with artifacts.locked_folder(target):
+    require_writable(target.parent, "out=")
+    with artifacts.locked_folder(target, "out="):
         if _require_ours(target, mark, by) == dict(texts):
             return False
         with artifacts.new_folder(target) as made:
