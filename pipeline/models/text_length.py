@@ -2,11 +2,16 @@
 
 A token has a byte at least, so that a very short text is known by its size. Else the model's own
 tokenizer is asked, for which its header is enough: no weights have to be there.
+
+llama-perplexity hands what it prints to a thread, which its end does not wait for: a run of some
+milliseconds may print nothing. The file for its probabilities it writes itself, and begins it
+before it counts the tokens.
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 from pipeline.core.errors import UsageError
@@ -17,9 +22,8 @@ from . import gguf, tools
 CHUNK = 512  # tokens, unless another size is asked for
 LONGEST = 16  # bytes of a token, at most in the mean of a text
 COPIES = 2  # of the weights in memory, though none is read
-TRIES = 20  # on a busy machine llama-perplexity mostly ends before its last lines are printed
+BEGUN = len("_logits_") + 4  # bytes of the file where the text is too short: no head follows
 TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
-LONG_ENOUGH = "calculating perplexity over"
 
 
 def complaint(output: str) -> str:
@@ -52,17 +56,27 @@ def require(program: Path, model: Path, text: Path, variable: str, chunk: int = 
     size = str(chunk)
     words = [str(program), "--model", str(model), "--file", str(text), "--chunks", "0"]
     words += ["--ctx-size", size, "--batch-size", size, "--device", "none", "--no-warmup"]
-    for _ in range(TRIES):
+    probabilities = 2 * chunk * (gguf.read(model).vocabulary + 4)  # room for a chunk of them
+    with tempfile.TemporaryDirectory(prefix="llama-pipeline-") as folder:
+        made = Path(folder, "probabilities")
         _, out, err = outcome(
-            words,
+            [*words, "--save-all-logits", str(made)],
             timeout=tools.seconds("header", gguf.file_bytes(model)),
             env=tools.env(),
-            sandbox=tools.sandbox(program, model=model, read=[text], copies=COPIES),
+            sandbox=tools.sandbox(
+                program,
+                model=model,
+                read=[text],
+                write=[made],
+                copies=COPIES,
+                memory=tools.HEADER_MEMORY + probabilities,
+            ),
         )
-        if why := complaint(f"{out}\n{err}"):
-            raise too_short(text, variable, why)
-        if LONG_ENOUGH in out + err:
-            return
+        is_too_short = made.stat().st_size == BEGUN
+    why = complaint(f"{out}\n{err}")
+    if why or is_too_short:
+        few = f"has too few tokens, and {2 * chunk} are needed at least"
+        raise too_short(text, variable, why or few)
 
 
 def too_short(text: Path, variable: str, why: str) -> UsageError:
