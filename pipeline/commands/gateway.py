@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from pipeline.bins.build_options import BuildOptions
-from pipeline.core import environment, log, process
+from pipeline.core import environment, log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.store.publish import publish_text
@@ -21,7 +20,7 @@ from pipeline.serve.gateway import servers as running
 from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.keys import first_key, is_loopback
 from pipeline.serve.server import DEMAND, GATEWAY, Server
-from pipeline.serve.stopping import asked_to_stop, stay
+from pipeline.serve.stopping import run_attached
 from pipeline.serve.supervisor import liveness
 
 from . import check, launch
@@ -143,7 +142,7 @@ def litellm(servers: Servers, chosen: gateways.GatewaySettings) -> None:
     keys = {name: first_key(Path(path)) for name, path in made.key_files.items()}
     words = [program, "--config", str(file), "--host", chosen.host, "--port", str(chosen.port)]
     env = environment.litellm(os.environ) | keys
-    _stay([*words, "--telemetry", "False"], env)
+    run_attached([*words, "--telemetry", "False"], env=env, patience=STOP_SECONDS)
 
 
 def router(servers: Servers, chosen: gateways.GatewaySettings) -> None:
@@ -153,7 +152,8 @@ def router(servers: Servers, chosen: gateways.GatewaySettings) -> None:
     words = [str(servers.server), *other_engines.router_arguments(file, len(instances), chosen)]
     env = environment.servers(os.environ, downloads=any(server.downloads for server in instances))
     # the models' relative paths start in the configuration's folder
-    _stay(words, {**env, **instances[0].env}, Path(instances[0].folder))
+    folder = Path(instances[0].folder)
+    run_attached(words, env={**env, **instances[0].env}, patience=STOP_SECONDS, folder=folder)
 
 
 def _written(servers: Servers, name: str, text: str) -> Path:
@@ -162,14 +162,3 @@ def _written(servers: Servers, name: str, text: str) -> Path:
     publish_text(file, text)
     log.info(f"wrote {file}")
     return file
-
-
-def _stay(words: Sequence[str], env: Mapping[str, str], folder: Path | None = None) -> None:
-    """Run a program to its end. It gets every signal that we get, but for those that the terminal
-    sends to both, and is killed STOP_SECONDS after the first."""
-    log.info(f"+ {process.shown(words)}")
-    with asked_to_stop() as stops:
-        server = process.start_attached(words, env=env, cwd=folder)
-        status = stay([server], stops, patience=STOP_SECONDS)
-    if status and not stops:
-        raise PipelineError(f"{Path(words[0]).name} ended with {status}")

@@ -12,8 +12,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pipeline.bins.hardware import nvidia
-from pipeline.core import log, process
-from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core import log
+from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import folder
@@ -33,6 +33,7 @@ from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.keys import is_loopback
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
+from pipeline.serve.stopping import run_attached
 
 from . import check, estimate, kubernetes, lock, needs, ray_deploy, serve
 from .model import Model
@@ -327,6 +328,5 @@ def run_node(session: Session) -> None:
     )
     log.info(f"this node has {nodes.shown(node.resources)}")
     env = {**environment.variables(os.environ, session.home), **token}
-    status = process.attached([python, *environment.COMMAND, *words], env=env)
-    if status > 0:
-        raise PipelineError(f"ray ended with {status}", "its output is above")
+    command = [str(python), *environment.COMMAND, *words]
+    run_attached(command, name="ray", env=env, patience=local.STOP_SECONDS)

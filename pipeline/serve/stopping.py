@@ -7,10 +7,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from pipeline.core.process import WINDOWS, Process
+from pipeline.core import log
+from pipeline.core.errors import PipelineError
+from pipeline.core.process import WINDOWS, Argv, Process, shown, start_attached
 
 # Errors after which another start would fail the same way: ours, llama-server's, argparse's,
 # Python's, Pixi's.
@@ -47,10 +50,35 @@ def asked_to_stop(*names: str) -> Iterator[list[int]]:
 
 def pass_on(process: Process, number: int) -> None:
     """Hand a signal that we got to a program on our terminal, which sends Ctrl-C and its own end
-    to all of us itself."""
-    from_terminal = number != signal.SIGTERM and os.isatty(0)
-    if not from_terminal and not WINDOWS:
-        process.send_signal(number)
+    to all of our group itself."""
+    if WINDOWS:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        is_of_group = os.getpgid(process.pid) == os.getpgrp()
+        from_terminal = number != signal.SIGTERM and os.isatty(0) and is_of_group
+        if not from_terminal:
+            process.send_signal(number)
+
+
+def run_attached(
+    words: Argv,
+    *,
+    name: str = "",
+    env: Mapping[str, str],
+    patience: float,
+    folder: Path | None = None,
+) -> None:
+    """Run a program on our terminal to its end. It gets every signal that asks us to stop, and is
+    killed `patience` seconds after the first. Raises PipelineError where it fails by itself; `name`
+    is what the error calls it."""
+    log.info(f"+ {shown(words)}")
+    with asked_to_stop() as stops:
+        process = start_attached(words, env=env, cwd=folder)
+        status = stay([process], stops, patience=patience)
+    if status and not stops:
+        raise PipelineError(
+            f"{name or Path(words[0]).name} ended with {status}", "its output is above"
+        )
 
 
 def stay(
