@@ -10,9 +10,12 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pipeline.serve.guard.request import origin_form
 
 from . import request_body
 
@@ -31,7 +34,7 @@ class Connection(H11Protocol):
         app = self.app
 
         async def with_connection(scope: Any, receive: Any, send: Any) -> None:
-            await app({**scope, "connection": self}, receive, send)
+            await app({**_in_origin_form(scope), "connection": self}, receive, send)
 
         self.app = with_connection
 
@@ -95,6 +98,16 @@ class Connection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _in_origin_form(scope: Any) -> Any:
+    """A request as if it named no host but in its header."""
+    path, host = origin_form(scope["raw_path"])
+    if host is None:
+        return scope
+    headers = [header for header in scope["headers"] if header[0] != b"host"]
+    text = unquote(path.decode("ascii"))
+    return {**scope, "path": text, "raw_path": path, "headers": [(b"host", host), *headers]}
 
 
 class Body:

@@ -26,6 +26,9 @@ END = b"\r\n\r\n"
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 ONLY_ONCE = {"content-length", "transfer-encoding", "host"}
 
+# A client that takes us for its proxy names the whole address (RFC 9112, 3.2.2).
+ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?")
 BROKEN = Refused(400, "the chunks of the request are not valid", closes=True)
 
@@ -57,6 +60,16 @@ class _HeadLines:
         self.is_whole = True
 
 
+def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
+    """The path and query that a request asks for, and the host that it names with them: that one
+    counts then, whatever the header says."""
+    absolute = ABSOLUTE.match(target)
+    if not absolute:
+        return target, None
+    path = target[absolute.end() :]
+    return path if path.startswith(b"/") else b"/" + path, absolute[1]
+
+
 def read_head(data: bytes) -> RequestHead:
     """Parse a head, with the empty line at its end. Raises Refused."""
     lines = _HeadLines()
@@ -72,6 +85,7 @@ def read_head(data: bytes) -> RequestHead:
         raise Refused(400, "the request is not valid HTTP", closes=True)
     if method not in METHODS or version not in ("1.0", "1.1"):
         raise Refused(405, f"{method} with HTTP {version} is not supported", closes=True)
+    url, named = origin_form(lines.url)
     sizes = [len(lines.url), *(len(name) + len(value) for name, value in lines.headers)]
     if max(sizes) > MAX_LINE or len(lines.headers) > MAX_HEADERS:
         raise TOO_LONG
@@ -81,11 +95,17 @@ def read_head(data: bytes) -> RequestHead:
         if key in headers and key in ONLY_ONCE:
             raise TWO_HOSTS if key == "host" else NOT_CHUNKED
         headers.setdefault(key, value.decode("latin-1"))
+    if named is not None:
+        headers["host"] = named.decode("latin-1")
+        lines.headers = [(b"Host", named)] + [
+            header for header in lines.headers if header[0].lower() != b"host"
+        ]
     if headers.get("transfer-encoding", "chunked").lower() != "chunked":
         raise NOT_CHUNKED
-    first = f"{method} {lines.url.decode('latin-1')} HTTP/{version}".encode("latin-1")
+    path = url.decode("latin-1")
+    first = f"{method} {path} HTTP/{version}".encode("latin-1")
     raw = [first, *(b"%b: %b" % header for header in lines.headers), b"", b""]
-    return RequestHead(method, lines.url.decode("latin-1"), headers, b"\r\n".join(raw))
+    return RequestHead(method, path, headers, b"\r\n".join(raw))
 
 
 class Chunks:

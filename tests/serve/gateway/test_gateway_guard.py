@@ -172,6 +172,17 @@ def test_a_request_without_a_host_is_answered(here: Site) -> None:
     assert raw(here, b"GET /v1/models HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_whole_address_is_asked_for_by_its_path(here: Site) -> None:
+    """As clients do that take the gateway for a proxy; the name in it is the one that counts."""
+    here.upstream("chat")
+    here.gateway()
+    rest = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+    path = b"/v1/chat/completions?a=%20"
+    assert raw(here, b"POST http://127.0.0.1:9" + path + rest).startswith(b"HTTP/1.1 200 ")
+    assert here.events("chat", "request")[0]["path"] == path.decode()
+    assert b"the name evil.example" in raw(here, b"POST http://evil.example" + path + rest)
+
+
 QUICK = """
 import sys
 from pipeline.serve.gateway import guard, request_body

@@ -354,6 +354,17 @@ def test_an_offer_to_upgrade_is_left_out(here: Guarded) -> None:
     assert here.behind.received == [head("POST / HTTP/1.1", *lines) + b"{}"]
 
 
+def test_a_whole_address_is_asked_for_by_its_path(here: Guarded) -> None:
+    """As clients do that take the server for their proxy; the name in it is the one that counts."""
+    here.one(head("GET http://127.0.0.1:1/v1/models?a=1 HTTP/1.1", "X: y", host="other"))
+    here.one(head("GET HTTP://localhost HTTP/1.1"))
+    assert here.behind.received == [
+        head("GET /v1/models?a=1 HTTP/1.1", "X: y", host="127.0.0.1:1"),
+        head("GET / HTTP/1.1", host="localhost"),
+    ]
+    assert "evil.example" in why(here.ask(head("GET http://evil.example/ HTTP/1.1")))
+
+
 def test_pages_and_names_can_be_let_in(made: Callable[..., Guarded]) -> None:
     here = made(origins=("https://chat.example",), hosts=("*.lan",))
     page = "Origin: https://chat.example"
