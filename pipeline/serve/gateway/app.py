@@ -30,7 +30,7 @@ from .ollama.endpoints import Ollama
 from .page import NO_STREAMS, NO_TOOLS, Page
 from .proxy import CLIENT_GONE, Proxy
 from .remote import RemoteView
-from .servers import ANY, PATHS, View, find
+from .servers import ANY, PATHS, View, find, nearest_path
 from .settings import GatewaySettings, as_instance, check
 from .upstream import Engines, Keys
 
@@ -106,7 +106,9 @@ def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) ->
     async def refused(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             why = "there is no" if error.status_code == 404 else f"no {request.method} for"
-            error = Refused(error.status_code, f"{why} {request.scope['path']}")
+            path = request.scope["path"]
+            near = nearest_path(path) if error.status_code == 404 else ""
+            error = Refused(error.status_code, f"{why} {path}{near}")
         elif not isinstance(error, Refused):
             error = Refused(500, "internal error; see the gateway's log")
         proxy.counters.requests["", error.status] += 1

@@ -3,6 +3,7 @@ them a request is meant for."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
@@ -105,6 +106,10 @@ class ServerList(Struct, frozen=True):
     by_folded_name: dict[str, Targets] = field(default_factory=dict)
     unloads: bool = False  # whether any is loaded and unloaded by itself
 
+    def named(self, name: str) -> Targets:
+        """Those of this name or alias, in this letter case or else in any; none for no such."""
+        return self.by_name.get(name) or self.by_folded_name.get(name.casefold(), ())
+
 
 def server_list(wanted: DesiredState | None, state: State | None) -> ServerList:
     """The wanted servers, each in the state that the supervisor last wrote."""
@@ -179,10 +184,10 @@ def find(servers: ServerList, model: str | None, kind: str, patterns: Mapping[st
     if model is None:
         return _default(servers, kind)
     pattern = next((pattern for pattern in patterns if fnmatchcase(model, pattern)), None)
-    names = [model] if pattern is None else [model, patterns[pattern]]
+    names = [model, model.removesuffix(":latest")]  # a tag that clients of Ollama add
+    names += [] if pattern is None else [patterns[pattern]]
     for name in names:
-        targets = servers.by_name.get(name) or servers.by_folded_name.get(name.casefold())
-        if targets:
+        if targets := servers.named(name):
             return targets
     if pattern is not None:
         model = f"{patterns[pattern]} (from {model})"
@@ -208,6 +213,14 @@ def _default(servers: ServerList, kind: str) -> Targets:
         if len(targets) == len(matching) and set(map(id, targets)) == set(map(id, matching)):
             return targets
     raise Refused(400, f'the request names no "model"; {_available(servers)}', "model_required")
+
+
+def nearest_path(path: str) -> str:
+    """`; did you mean X?` for a path that is one of ours but for letter case, slashes and what a
+    client puts before it (`/v1/v1/models`), or nothing."""
+    plain = re.sub("/+", "/", path.lower()).rstrip("/")
+    ends = [known for known in (*PATHS, "/v1/models") if plain.endswith(known) and known != path]
+    return f"; did you mean {max(ends, key=len)}?" if ends else ""
 
 
 def _available(servers: ServerList) -> str:

@@ -624,6 +624,8 @@ def test_its_own_paths(here: Site) -> None:
     assert "did you mean chat?" in here.get("/v1/models/chta").json()["error"]["message"]
     assert here.get("/v1/models/none").status_code == 404
     assert here.get("/nothing").json()["error"]["message"] == "there is no /nothing"
+    for odd in ("//v1/models", "/v1/models/", "/V1/Models", "/v1/v1/models", "/api/v1/models"):
+        assert f"no {odd}; did you mean /v1/models?" in here.get(odd).text
     assert here.get("/v1/messages").json()["type"] == "error"
     answer = here.get("/v1/chat/completions")
     assert answer.status_code == 405

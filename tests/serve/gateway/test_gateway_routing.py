@@ -98,6 +98,13 @@ def test_without_a_model_the_only_one_of_the_kind_is_meant() -> None:
     assert found(alike, None) == ["a", "b"], "two of one model"
 
 
+def test_a_tag_that_clients_of_ollama_add_names_the_same_model() -> None:
+    assert found(THREE, "chat:latest") == found(THREE, "Chat:latest", **{"*": "small"}) == ["chat"]
+    tagged = servers(instance("chat"), instance("new", aliases=("chat:latest",)))
+    assert found(tagged, "chat:latest") == ["new"], "a name as it stands comes first"
+    assert "no model other:latest" in refused(THREE, "other:latest").message
+
+
 def test_patterns_lead_to_a_name() -> None:
     patterns = {"claude-*": "CHAT", "*": "embedder"}
     assert found(THREE, "claude-opus-9", **patterns) == ["chat"]

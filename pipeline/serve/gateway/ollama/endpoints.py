@@ -137,8 +137,9 @@ class Ollama:
             targets = find(servers, None, kind, patterns)
             shared = set.intersection(*(set(target.names) for target in targets))
             return next(name for name in targets[0].names if name in shared), targets
-        others = (name.removesuffix(":latest"), f"{name}:latest", name.rpartition(":")[0])
-        for spelling in (name, *filter(None, others)):
+        first = name if servers.named(name) else name.removesuffix(":latest")
+        others = (name, f"{name}:latest", name.rpartition(":")[0])
+        for spelling in (first, *filter(None, others)):
             with suppress(Refused):
                 return spelling, find(servers, spelling, kind, patterns)
         if self._proxy.settings.pull:  # a pulled model goes by its reference too
