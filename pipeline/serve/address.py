@@ -53,6 +53,15 @@ def host(text: str) -> str:
     )
 
 
+def prefix(text: str) -> str:
+    """What stands before every path, as llama-server joins it to them: with a slash before it and
+    none behind it. Raises ValueError with what is allowed."""
+    path = text.strip().strip("/")
+    if not re.fullmatch(r"[\w.~/-]*", path, re.ASCII):
+        raise ValueError("a path, such as /llm, without a host")
+    return f"/{path}" if path else ""
+
+
 def origin(text: str) -> str:
     """A pattern of origins; `*` stands for any text. Raises ValueError with what is allowed."""
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.*-]*://[^/?#\s]*", text, re.IGNORECASE):

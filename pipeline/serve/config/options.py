@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ NO_RPC = (
 )
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
+TOGETHER = re.compile(r"(--?[A-Za-z][\w-]*)\s.*", re.ASCII | re.DOTALL)
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
 
 
@@ -208,7 +210,8 @@ def normalized(word: str) -> str:
 
 
 def errors(resolved: ResolvedOptions) -> Iterator[str]:
-    """What the program would refuse among the options of the table; extra_args are not checked.
+    """What the program would refuse among the options of the table; of extra_args only that an
+    option and its value are two texts is checked.
     Without flags (not known yet) only values that no program takes are found."""
     spec, flags = resolved.spec, resolved.flags
     if resolved.port == 0:
@@ -220,6 +223,10 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
             why = _unknown(resolved, name)
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield spec.line(f"server.{name}", why)
+    for word in spec.extra_args:
+        if together := TOGETHER.fullmatch(word):  # else the program looks for such an option
+            why = f": {together[1]} and its value are one text; write them as two"
+            yield spec.line("server.extra-args", why)
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:

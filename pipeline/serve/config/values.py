@@ -86,6 +86,8 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
     names = {name, *(each.lstrip("-") for each in flag.names)} if flag else {name}
     if "host" in names:
         return address.host(str(value))
+    if "api-prefix" in names:
+        return address.prefix(str(value))
     text = str(value)
     if flag and flag.choices and text not in flag.choices:
         near = did_you_mean(text, flag.choices)

@@ -46,6 +46,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
         (f"port = '{'9' * 5000}'", 'port = "999'),
         ("port = [1, 2]", "port = […]: must be a whole number from 1 to 65535"),
+        ("api_prefix = 'http://a/b?c'", 'api_prefix = "http://a/b?c": must be a path, such as'),
         ("model = 'none.gguf'", "model = none.gguf: "),
         ("mmproj = 'none.gguf'", "mmproj = none.gguf: "),
         ("api_key_file = 'none'", "api_key_file = none: "),
@@ -57,6 +58,10 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         (
             "api_key = 'a'\napi_key_file = 'keys'",
             "api_key: contradicts models.toml: instance.chat.server.api_key_file; leave one out",
+        ),
+        (
+            "extra_args = ['--verbose', '--ctx-size 4096']",
+            "extra_args: --ctx-size and its value are one text; write them as two",
         ),
         (
             "extra_args = ['--api-key', 'x']",
@@ -86,7 +91,11 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
     "text",
     [
         *("flash_attn = 'on'", "flash_attn = false", "jinja = true", "device = 'CUDA0'"),
-        *("extra_args = ['--whatever', 'x']", "port = '9'", "n_gpu_layers = 'all'"),
+        *(
+            "extra_args = ['--whatever', 'x', '- a b', '-1 2', '--x=a b']",
+            "port = '9'",
+            "n_gpu_layers = 'all'",
+        ),
     ],
 )
 def test_no_mistake(tmp_path: Path, text: str) -> None:
@@ -298,6 +307,9 @@ def test_cards_that_are_not_there(
         ("threads = [1, 2]", "threads: llama-server takes the last one alone; "),
         ("ctx_size = '32k'", 'ctx_size = "32k": taken as 32768'),
         ("host = '[::1]'", 'host = "[::1]": taken as "::1"'),
+        ("api_prefix = 'llm'", 'api_prefix = "llm": taken as "/llm"'),
+        ("api_prefix = '/llm/'", 'api_prefix = "/llm/": taken as "/llm"'),
+        ("api_prefix = '/'", 'api_prefix = "/": taken as ""'),
         ("host = '0.0.0.0'\napi_key = 'none'", "0.0.0.0 can be reached by others, without a key"),
     ],
 )
