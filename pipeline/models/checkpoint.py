@@ -265,6 +265,8 @@ def _no_weights(sizes: Mapping[str, int], where: str) -> PipelineError:
         )
     if kind := _first(OTHERS, names, where):
         return kind
+    if not names:
+        return PipelineError(f"{where}: holds no files", GET)
     largest = sorted(names, key=lambda name: sizes[name], reverse=True)
     shown = ", ".join(f"{name} ({size(sizes[name])})" for name in largest[:5])
     shown += f" and {len(largest) - 5} more" if len(largest) > 5 else ""

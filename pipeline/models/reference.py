@@ -153,7 +153,9 @@ def existing(text: str, path: Path, note: str = "") -> Reference:
         return Reference(kind="gguf", text=text, path=path, note=note)
     what = f"{path.name} is neither a .gguf file nor a folder"
     hint = "for safetensors pass the folder that holds config.json and the weights"
-    if re.fullmatch(PIECE, path.name.lower()):
+    if not path.is_file():  # one that nobody writes to would be waited for
+        what, hint = f"{path.name} is a pipe, a socket or a device, not a file", "copy it into one"
+    elif re.fullmatch(PIECE, path.name.lower()):
         what, hint = f"{path.name} is a piece of a GGUF", JOIN
     elif path.suffix.lower() != ".safetensors":
         with contextlib.suppress(OSError), path.open("rb") as file:

@@ -167,6 +167,12 @@ def gguf_path(path: Path, home: Home) -> Resolved:
             f"{path}: is one of {headers[0].shards} parts, by its header",
             "keep the original names of the parts: …-00001-of-0000N.gguf",
         )
+    for number, (part, header) in enumerate(zip(paths, headers, strict=True)):
+        if (own := gguf.whole(header.values, "split.no", number)) != number:
+            raise PipelineError(
+                f"{part}: is part {own + 1} by its header, not part {number + 1}",
+                "its name was changed, or another part copied over it: download it again",
+            )
     kinds.require_model(headers, str(path))
     return in_place(paths, headers[0].quant)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,14 @@ def test_other_files_are_refused_with_what_to_give(here: Path, name: str) -> Non
     with pytest.raises(UsageError, match=r"neither a \.gguf file nor a folder") as caught:
         parse(f"./{name}")
     assert "config.json" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+@pytest.mark.parametrize("name", ["m.gguf", "model"])
+def test_a_pipe_is_not_waited_for(here: Path, name: str) -> None:
+    os.mkfifo(here / name)
+    with pytest.raises(UsageError, match="is a pipe, a socket or a device, not a file"):
+        parse(f"./{name}")
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,10 @@ def test_a_folder_without_config(model: Path) -> None:
     assert "has no config.json" in refusal(model)
 
 
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    assert "holds no files" in refusal(tmp_path)
+
+
 def test_pickled_weights_are_refused_and_named(model: Path) -> None:
     for path in [*model.glob("*.safetensors"), model / INDEX]:
         path.unlink()
@@ -352,6 +356,17 @@ def test_a_split_gguf_is_all_its_parts(tmp_path: Path, home: Home) -> None:
     first.rename(tmp_path / "renamed.gguf")
     with pytest.raises(PipelineError, match="one of 2 parts"):
         resolve.gguf_path(tmp_path / "renamed.gguf", home)
+
+
+def test_a_part_under_the_name_of_another_is_refused(tmp_path: Path, home: Home) -> None:
+    def part(writer: Any) -> None:
+        writer.add_uint16("split.count", 2)
+        writer.add_uint16("split.no", 0)
+
+    for n in (1, 2):
+        a_gguf(tmp_path / f"m-0000{n}-of-00002.gguf", part)
+    with pytest.raises(PipelineError, match=r"m-00002-of-00002\.gguf: is part 1 by its header"):
+        resolve.gguf_path(tmp_path / "m-00001-of-00002.gguf", home)
 
 
 def test_a_broken_gguf_is_refused(tmp_path: Path, home: Home) -> None:
