@@ -161,15 +161,9 @@ def workloads(servers: Servers, configuration: Configuration, options: Options) 
     if errors := [line for spec in adapted.values() for line in spec.errors]:
         raise UsageError("\n".join(errors))
     models = {spec.name: PodModel(servers, spec) for spec in configuration.specs if spec.model}
-    planned = instances.instances(
+    planned = servers.as_started(
         replace(configuration, specs=tuple(item.spec for item in adapted.values())),
-        server=servers.server,
-        flags=flags,
-        models={name: model.model for name, model in models.items()},
-        logs=servers.home.logs,
-        keys=servers.keys,
-        xdg=servers.home.run / "xdg",
-        environ=os.environ,
+        {name: model.model for name, model in models.items()},
     )
     part = part_of(servers)
     made = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors, publish_same
 from pipeline.models import gguf
 from pipeline.serve import placing, sandbox
-from pipeline.serve.config import instances
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.guard import port
@@ -55,20 +53,12 @@ def servers_of(file: Servers) -> tuple[Server, ...]:
 
 def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Server, ...]:
     """The servers; `contexts` are to be kept by those that have no other, by name."""
-    servers = instances.instances(
-        file.configuration,
-        server=file.server,
-        flags=file.flags(),
-        models={
-            spec.name: _model(file, spec, contexts.get(spec.name), free)
-            for spec in file.configuration.enabled
-            if spec.model
-        },
-        logs=file.home.logs,
-        keys=file.keys,
-        xdg=file.home.run / "xdg",
-        environ=os.environ,
-    )
+    models = {
+        spec.name: _model(file, spec, contexts.get(spec.name), free)
+        for spec in file.configuration.enabled
+        if spec.model
+    }
+    servers = file.as_started(file.configuration, models)
     if file.requested.background is not None:
         servers = tuple(replace(s, background=file.requested.background) for s in servers)
     typed = {n: getattr(file.request, n) for n in OF_LLAMA_SERVER if n in file.variables}

@@ -162,18 +162,8 @@ def cluster_servers(
     models = {name: servers.model_of(spec) for name, spec in specs.items() if spec.model}
     check.require_known([*servers.models.values()])
     prepared = {name: prepared_model(model, specs[name]) for name, model in models.items()}
-    planned = instances.instances(
-        configuration,
-        server=servers.server,
-        flags=servers.flags() or {},
-        models=prepared,
-        logs=servers.home.logs,
-        keys=servers.keys,
-        xdg=servers.home.run / "xdg",
-        environ=os.environ,
-    )
     made = []
-    for server in planned:
+    for server in servers.as_started(configuration, prepared):
         spec = specs[server.name]
         parts = vllm.gpus(instances.resolve(spec, None)) if spec.engine == VLLM else 1
         usual = parts if parts > 1 else int(has_card)

@@ -40,6 +40,8 @@ from .variables import (
 
 if TYPE_CHECKING:
     from pipeline.serve.config.configuration import Configuration, InstanceSpec
+    from pipeline.serve.config.llama import PreparedModel
+    from pipeline.serve.server import Server
 
 # Options of the server with a variable of their own: said here, they win over a profile.
 OPTIONS = (*variables(AddressVariables), *variables(ServerVariables))
@@ -190,6 +192,22 @@ class Servers:
         if not (server.is_file() and os.access(server, os.X_OK)):
             return None
         return flags.read(server, stat_cache.identity(run / "programs.json", server), run / "flags")
+
+    def as_started(
+        self, configuration: Configuration, models: Mapping[str, PreparedModel]
+    ) -> tuple[Server, ...]:
+        """The servers of `configuration`, this file's or made from it, ready to be started with
+        these models. Raises PipelineError where one or llama-server is missing."""
+        return instances.instances(
+            configuration,
+            server=self.server,
+            flags=self.flags(),
+            models=models,
+            logs=self.home.logs,
+            keys=self.keys,
+            xdg=self.home.run / "xdg",
+            environ=os.environ,
+        )
 
     # What the file says
 
