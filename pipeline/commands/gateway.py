@@ -40,15 +40,11 @@ def settings(servers: Servers) -> tuple[gateways.GatewaySettings, api_keys.Key]:
     file = Path(named) if named else None
     is_litellm = servers.requested.engine == LITELLM  # without a key it refuses to start
     key = api_keys.decide(GATEWAY, host, file, table.api_key, servers.keys, needs_one=is_litellm)
-    chosen = gateways.GatewaySettings(
+    chosen = gateways.of_table(
+        table,
         host=host,
         port=own.port if "port" in servers.variables else table.port,
         api_key_file=str(key.path) if key.path else None,
-        models=table.models,
-        hold_timeout=table.hold_timeout,
-        origins=tuple(table.origins),
-        hosts=tuple(table.hosts),
-        inspect=table.inspect,
         pull=table.pull,
         programs=_program_words(servers) if table.pull else (),
         config=servers.requested.config if table.pull and _takes_in_all(servers) else "",

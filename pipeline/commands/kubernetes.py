@@ -31,7 +31,7 @@ from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.config.options import ResolvedOptions
-from pipeline.serve.gateway.settings import GatewaySettings
+from pipeline.serve.gateway import settings as gateways
 from pipeline.serve.server import LLAMA_CPP, VLLM, Server
 from pipeline.serve.supervisor.state import require_known
 
@@ -125,16 +125,8 @@ def gateway_of(
     is_open = split(table.api_key) == [NONE]
     if is_open and options.route:
         log.info(f"warning: route={options.route}: leads to a gateway without a key")
-    settings = GatewaySettings(
-        port=table.port,
-        models=table.models,
-        hold_timeout=table.hold_timeout,
-        origins=tuple(table.origins),
-        hosts=tuple(table.hosts),
-        inspect=table.inspect,
-    )
     return Gateway(
-        settings=settings,
+        settings=gateways.of_table(table),
         workloads=tuple(made),
         part_of=made[0].part_of,
         has_key=not is_open,

@@ -133,15 +133,9 @@ def with_own_address(spec: InstanceSpec, port: int) -> InstanceSpec:
 def gateway_settings(configuration: Configuration) -> GatewaySettings:
     """The gateway's settings, with the path of its key on the nodes. Raises UsageError."""
     table = configuration.gateway
-    settings = GatewaySettings(
-        host=table.host,
-        port=table.port,
+    settings = gateways.of_table(
+        table,
         api_key_file=table.api_key_file,
-        models=table.models,
-        hold_timeout=table.hold_timeout,
-        origins=tuple(table.origins),
-        hosts=tuple(table.hosts),
-        inspect=table.inspect,
         without_key=not table.api_key_file and split(table.api_key) == [NONE],
     )
     if not (settings.api_key_file or settings.without_key or is_loopback(settings.host)):

@@ -55,7 +55,7 @@ UNLIMITED = "0s"  # as Gateway API has it: streams last
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
-    """The gateway of these workloads. `settings` are of the file, without host and key."""
+    """The gateway of these workloads. A pod has its own host and key, not those of `settings`."""
 
     settings: GatewaySettings
     workloads: tuple[Workload, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct, field
@@ -14,6 +15,9 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.serve.keys import is_loopback, wrong_file
 from pipeline.serve.server import GATEWAY, Server
 from pipeline.serve.supervisor.state import Folder
+
+if TYPE_CHECKING:  # pydantic takes a while to load
+    from pipeline.serve.config.tables import GatewayTable
 
 
 class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +40,13 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     programs: tuple[str, ...] = ()  # of llama.cpp, as `prepare` takes them: `backend=cpu`
     config: str = ""  # the file of instances, where it wants every model on disk
     without_key: bool = False  # set explicitly: open to everyone who can reach the address
+
+
+def of_table(table: GatewayTable, **others: Any) -> GatewaySettings:
+    """The settings in the table of a file; `others` are decided elsewhere, and win."""
+    kept = {name: getattr(table, name) for name in ("host", "port", "models", "hold_timeout")}
+    kept |= {"origins": tuple(table.origins), "hosts": tuple(table.hosts)}
+    return GatewaySettings(**{**kept, "inspect": table.inspect, **others})
 
 
 def check(settings: GatewaySettings) -> None:
