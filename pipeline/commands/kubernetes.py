@@ -176,9 +176,7 @@ def _workload(
     resolved = ResolvedOptions(adapted.spec, {})
     parts = 1 if is_llama else vllm.gpus(instances.resolve(adapted.spec, None))
     gpus, note = workload.gpus(server.gpu_ids, options.gpus, parts)
-    slots = resolved.text("parallel", "np") if is_llama else resolved.text("max-num-seqs")
     threads = resolved.text("threads") if is_llama else ""
-    default_slots = workload.SLOTS if is_llama else workload.SEQUENCES
     size = sum(disk_size(file) for file in _weights(adapted, prepared))
     replicas = options.replicas or adapted.spec.control.replicas
     # Kubernetes' own keeps at least one pod.
@@ -198,7 +196,7 @@ def _workload(
         texts=adapted.texts,
         env=adapted.spec.control.env,
         gpus=gpus,
-        slots=int(slots) if slots.isdecimal() and int(slots) else default_slots,
+        slots=slots(adapted.spec),
         threads=int(threads) if threads.isdecimal() else 0,
         memory=prepared.memory(resolved) if prepared else size,
         disk=prepared.disk if prepared and prepared.variables else size,
@@ -207,6 +205,15 @@ def _workload(
     for line in (*adapted.notes, *([f"{adapted.spec.place}: {note}"] if note else [])):
         log.info(line)
     return made
+
+
+def slots(spec: InstanceSpec) -> int:
+    """The requests that one pod or replica answers at a time."""
+    is_llama = spec.engine == LLAMA_CPP
+    names = ("parallel", "np") if is_llama else ("max-num-seqs",)
+    number = ResolvedOptions(spec, {}).text(*names)
+    default = workload.SLOTS if is_llama else workload.SEQUENCES
+    return int(number) if number.isdecimal() and int(number) else default
 
 
 def _weights(adapted: AdaptedSpec, prepared: PodModel | None) -> list[Path]:

@@ -18,7 +18,6 @@ from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import folder
 from pipeline.deploy.kubernetes.options import Options, options
-from pipeline.deploy.kubernetes.workload import SEQUENCES, SLOTS
 from pipeline.deploy.ray import adapt, environment, local, nodes, rayservice
 from pipeline.deploy.ray import cluster as clusters
 from pipeline.deploy.ray.config import ClusterPlan, ClusterServer
@@ -161,9 +160,10 @@ def cluster_servers(
         spec = specs[server.name]
         parts = vllm.gpus(instances.resolve(spec, None)) if spec.engine == VLLM else 1
         usual = parts if parts > 1 else int(has_card)
+        number = ResolvedOptions(spec, {}).text("threads", "t")
         resources, note = adapt.resources(
             spec,
-            threads=int(number) if (number := _text(spec, "threads", "t")).isdecimal() else 0,
+            threads=int(number) if number.isdecimal() else 0,
             memory=memory(servers, spec, server),
             default_gpus=usual if options.gpus is None else options.gpus,
         )
@@ -176,7 +176,7 @@ def cluster_servers(
         made.append(
             ClusterServer(
                 server=server,
-                slots=slots(spec),
+                slots=kubernetes.slots(spec),
                 replicas=adapt.replicas(spec),
                 resources=resources,
                 text=adapt.text(spec, configuration, context or 0),
@@ -184,18 +184,6 @@ def cluster_servers(
             )
         )
     return made
-
-
-def _text(spec: InstanceSpec, *names: str) -> str:
-    return ResolvedOptions(spec, {}).text(*names)
-
-
-def slots(spec: InstanceSpec) -> int:
-    """The requests that one replica answers at a time."""
-    is_llama = spec.engine == LLAMA_CPP
-    number = _text(spec, "parallel", "np") if is_llama else _text(spec, "max-num-seqs")
-    default = SLOTS if is_llama else SEQUENCES
-    return int(number) if number.isdecimal() and int(number) else default
 
 
 def prepared_model(model: Model, spec: InstanceSpec) -> PreparedModel:
