@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
@@ -22,6 +20,7 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, did_you_mean
 from pipeline.core.process import private
 from pipeline.core.text import printable
+from pipeline.serve.stopping import handled
 
 from .completions import ChatServer, ContextFull, Conversation, Ending, answer
 from .reply import Reply
@@ -100,22 +99,9 @@ def keys() -> KeyBindings:
     return bindings
 
 
-@contextmanager
-def leaving_on_termination() -> Iterator[None]:
+def leave(number: int) -> None:
     """SIGTERM and a closed terminal end the program, Ctrl-C only an answer."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise SystemExit(128 + number)
 
 
 class Terminal:
@@ -151,7 +137,7 @@ class Terminal:
         """Raises PipelineError where the server is gone."""
         size = f", a context of {self.server.context:,} tokens" if self.server.context else ""
         self.note(f"{self.server.model}{size}. /help lists the commands, Ctrl-D leaves.")
-        with leaving_on_termination():
+        with handled(leave, "SIGTERM", "SIGHUP"):
             while True:
                 try:
                     text = self.session.prompt(PROMPT)

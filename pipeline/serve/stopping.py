@@ -37,12 +37,19 @@ def asked_to_stop(*names: str) -> Iterator[list[int]]:
     """A list that grows by one with each signal that asks to stop, while the block runs; `names`
     are those of the signals, by default STOP_SIGNALS."""
     stops: list[int] = []
-    numbers = [getattr(signal, name) for name in names or STOP_SIGNALS if hasattr(signal, name)]
+    with handled(stops.append, *(names or STOP_SIGNALS)):
+        yield stops
+
+
+@contextmanager
+def handled(handle: Callable[[int], None], *names: str) -> Iterator[None]:
+    """Call `handle` with the number of each of these signals that comes while the block runs."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers = [number for number in numbers if number != signal.SIGHUP]  # how nohup works
-    before = {x: signal.signal(x, lambda number, _: stops.append(number)) for x in numbers}
+    before = {x: signal.signal(x, lambda number, _: handle(number)) for x in numbers}
     try:
-        yield stops
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
