@@ -154,12 +154,12 @@ async def answer(
                         show(printable(delta.content or ""), printable(reasoning))
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
         raise PipelineError(
-            f"nothing answers at {server.url}: {error or 'no connection in time'}",
+            f"nothing answers at {server.url}: {str(error) or 'no connection in time'}",
             "is the server still running?",
         ) from None
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
         raise PipelineError(
-            f"{server.url}: the connection broke: {error or type(error).__name__}",
+            f"{server.url}: the connection broke: {str(error) or type(error).__name__}",
             "is the server still running? Its log says more",
         ) from None
     if not finish:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import free_port
 from fakes import completions as fake
 
+from pipeline.chat import completions
 from pipeline.chat.completions import (
     ChatServer,
     ContextFull,
@@ -97,6 +99,15 @@ def test_a_full_context_says_what_to_do(server: tuple[str, list[Any]], question:
 def test_nobody_answers() -> None:
     with pytest.raises(PipelineError, match="nothing answers at"):
         ask(f"http://127.0.0.1:{free_port()}", "hello")
+
+
+def test_why_a_connection_broke_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx has no text for a server that is silent for too long."""
+    monkeypatch.setattr(completions, "SILENCE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(PipelineError, match="the connection broke: ReadTimeout"):
+            ask(url, "hello")
 
 
 def test_a_conversation() -> None:
