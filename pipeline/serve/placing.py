@@ -46,6 +46,11 @@ class Placement(Struct, frozen=True):
     hold: tuple[str, ...] = ()
     problem: str = ""
 
+    @property
+    def is_at_once(self) -> bool:
+        """Whether it gets it with nothing unloaded."""
+        return not (self.unload or self.hold or self.problem)
+
 
 class Waiting(Struct, frozen=True):
     """The requests for one model that is not loaded."""

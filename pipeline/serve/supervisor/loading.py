@@ -179,7 +179,7 @@ class Scheduler:
             elif self._is_loaded(each):
                 staying.append(self._resident(each))
         need = self._books.need(gainer)
-        return placing.place(gainer, need, staying, wanted.memory, free) == Placement()
+        return placing.place(gainer, need, staying, wanted.memory, free).is_at_once
 
     def _call(self, act: sleep.Act, runner: Runner, child: Child) -> None:
         instance = runner.instance
@@ -210,7 +210,8 @@ class Scheduler:
     # Loading
 
     def _load(self, wanted: DesiredState, runners: Runners, now: float) -> None:
-        """Load who is next, or make room for it."""
+        """Load those that are waited for, each in its turn, or make room for them. What one is
+        given, or waits for, is not there for those after it."""
         budget = wanted.memory
         residents = [self._resident(each) for each in runners.values() if self._is_loaded(each)]
         staying = [each for each in residents if not _is_leaving(runners[each.name])]
@@ -226,31 +227,50 @@ class Scheduler:
             if name in waiting and (still := [x for x in leaving if _is_leaving(runners[x])])
         }
         for each in placing.order(list(waiting.values()), now, self._timing.patience):
-            name, need = each.name, self._books.need(each.name)
-            if name not in self._making_room:
-                free_for_it = _with(free, self._held(runners[name]))
-                placement = placing.place(name, need, residents, budget, free_for_it)
-                if placement.problem:
-                    self._refuse(runners[name], placement.problem, now)
+            runner, need = runners[each.name], self._books.need(each.name)
+            if each.name not in self._making_room:
+                free_for_it = _with(free, self._held(runner))
+                placement = placing.place(each.name, need, residents, budget, free_for_it)
+                if self._has_to_wait(runner, each, placement, residents, wanted.swap_wait, now):
                     continue
-                runners[name].claim.short_since = None
-                if placement.hold and now - each.since <= self._timing.patience:
-                    continue
-                idle = [x for x in residents if x.name in placement.unload]
-                is_ordered = runners[name].claim.wanted_since is not None
-                if not is_ordered and placing.pause(each, idle, now, wanted.swap_wait) > 0:
-                    continue
-                ready = [x for x in placement.hold if runners[x].status.state == READY]
-                leaving = [*placement.unload, *ready]
-                if not (placement.unload or placement.hold):
-                    self._grant(runners[name])
+                if placement.is_at_once:
+                    self._grant(runner)
                     free = _without(free_for_it, need)
-                for other in leaving:
-                    self._unload(runners[other], now)
-                self._making_room[name] = leaving
+                leaving = self._make_room(placement, runners, now)
+                self._making_room[each.name] = leaving
                 residents = [replace(x, is_busy=x.is_busy or x.name in leaving) for x in residents]
-            residents = [x for x in residents if x.name != name]  # if it sleeps
-            residents.append(Resident(name, need, now, is_busy=True))
+            residents = [x for x in residents if x.name != each.name]  # if it sleeps
+            residents.append(Resident(each.name, need, now, is_busy=True))
+
+    def _has_to_wait(
+        self,
+        runner: Runner,
+        waiting: Waiting,
+        placement: Placement,
+        residents: Sequence[Resident],
+        swap_wait: float,
+        now: float,
+    ) -> bool:
+        """Whether it cannot be loaded, or those that are in its way keep their memory for now: busy
+        ones until patience ends, often used ones for a moment, but not where a user ordered it."""
+        if placement.problem:
+            self._refuse(runner, placement.problem, now)
+            return True
+        runner.claim.short_since = None
+        if placement.hold and now - waiting.since <= self._timing.patience:
+            return True
+        if runner.claim.wanted_since is not None:
+            return False
+        leaving = [x for x in residents if x.name in placement.unload]
+        return placing.pause(waiting, leaving, now, swap_wait) > 0
+
+    def _make_room(self, placement: Placement, runners: Runners, now: float) -> list[str]:
+        """Unload what is in its way; returns the names. What is not ready yet cannot leave yet."""
+        ready = [name for name in placement.hold if runners[name].status.state == READY]
+        leaving = [*placement.unload, *ready]
+        for name in leaving:
+            self._unload(runners[name], now)
+        return leaving
 
     def _grant(self, runner: Runner) -> None:
         """Have it loaded: woken where it sleeps, else started."""
@@ -278,26 +298,28 @@ class Scheduler:
         """Say of each that is not loaded whether it can ever be, before anybody asks for it."""
         pinned = [each for each in residents if each.is_pinned]
         for name, runner in runners.items():
-            state = runner.status.state
-            if state in (ASLEEP, WAITING) and not runner.claim.is_granted:
-                problem = placing.place(name, self._books.need(name), pinned, budget).problem
-                if problem or name not in waiting:
-                    runner.claim.short_since = None
-                    runner.amend(state=ASLEEP if problem else state, problem=problem)
+            if not _lacks_memory(runner):
+                continue
+            problem = placing.place(name, self._books.need(name), pinned, budget).problem
+            if problem or name not in waiting:
+                runner.claim.short_since = None
+                state = ASLEEP if problem else runner.status.state
+                runner.amend(state=state, problem=problem)
 
     def _waiting(self, runners: Runners, now: float) -> dict[str, Waiting]:
         """Who is waited for, by requests, by a user, or since `up`."""
         waiting: dict[str, Waiting] = {}
         for name, runner in runners.items():
-            state, use = runner.status.state, self._uses[name]
-            if state == WAITING and not runner.claim.is_granted:
-                runner.claim.wanted_since = runner.claim.wanted_since or now
-            if state in (ASLEEP, WAITING) and not runner.claim.is_granted:
-                since = [use.since] if use.waiting else []
-                since += [runner.claim.wanted_since] if runner.claim.wanted_since else []
-                if since:
-                    priority, count = runner.instance.priority, max(1, use.waiting)
-                    waiting[name] = Waiting(name, min(since), count, priority)
+            use, claim = self._uses[name], runner.claim
+            if not _lacks_memory(runner):
+                continue
+            if runner.status.state == WAITING:
+                claim.wanted_since = claim.wanted_since or now
+            since = [use.since] if use.waiting else []
+            since += [claim.wanted_since] if claim.wanted_since else []
+            if since:
+                count, priority = max(1, use.waiting), runner.instance.priority
+                waiting[name] = Waiting(name, min(since), count, priority)
         return waiting
 
     def _is_loaded(self, runner: Runner) -> bool:
@@ -352,6 +374,11 @@ def _with(free: Bytes, back: Bytes) -> dict[str, int]:
 def _without(free: Bytes, taken: Bytes) -> dict[str, int]:
     """What is free once so much is taken."""
     return {device: count - taken.get(device, 0) for device, count in free.items()}
+
+
+def _lacks_memory(runner: Runner) -> bool:
+    """Whether it is not loaded, and has not been given its memory."""
+    return runner.status.state in (ASLEEP, WAITING) and not runner.claim.is_granted
 
 
 def _is_leaving(runner: Runner) -> bool:
