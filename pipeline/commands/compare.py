@@ -140,7 +140,7 @@ def qualities_of(model: Model, names: Sequence[str]) -> dict[str, Quality]:
     # Of `quality` ctx_size= are the tokens of a chunk, here those that a server has room for.
     plain = Model(model.request.replace(ctx_size=None), model.programs)
     plain.resolved = model.resolved
-    return {each.quant: each for each in quality.measure(plain, names)}
+    return {each.quant: each for each in quality.reported(plain, names).qualities}
 
 
 def prepared(model: Model, names: Sequence[str]) -> dict[str, Model]:

@@ -143,14 +143,9 @@ def _require_makeable(model: Model, quants: Sequence[str]) -> None:
             raise UsageError(f"quants={named}", error.hint) from None
 
 
-def measure(model: Model, quants: Sequence[str]) -> list[Quality]:
+def reported(model: Model, quants: Sequence[str]) -> QualityReport:
     """The quality of these quants of a model, each made or downloaded where it is not there.
     Raises PipelineError."""
-    return reported(model, quants).qualities
-
-
-def reported(model: Model, quants: Sequence[str]) -> QualityReport:
-    """The same, with what they were compared with. Raises PipelineError."""
     resolved = model.require_resolved()
     if resolved.kind == "gguf" and resolved.source["type"] == "hf":
         return _of_repository(model, quants)
