@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from . import ps as ps
     from . import quality as quality
     from . import ray as ray
-    from . import ray_cluster as ray_cluster
     from . import remove as remove
     from . import resolve as resolve
     from . import serve as serve

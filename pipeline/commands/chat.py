@@ -27,7 +27,6 @@ from pipeline.serve.supervisor.state import READY, require_known
 
 from . import estimate, ps, serve
 from .model import Model
-from .serve import free_port
 from .session import Session
 
 
@@ -188,7 +187,7 @@ def talking(session: Session) -> Iterator[Talk]:
 def served(original: Model) -> Iterator[Talk]:
     """The prepared model on a free port of this machine, while the block runs."""
     model = copy(original)
-    model.request = model.request.replace(port=free_port())
+    model.request = model.request.replace(port=serve.free_port())
     file = model.home.logs / f"chat-{model.request.port}.log"
     server = replace(serve.checked_server(model), log_file=str(file))
     require_chat_server(model.home, server, model.require_resolved().name)

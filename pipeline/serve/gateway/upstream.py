@@ -296,7 +296,7 @@ async def _begin(
                     lambda: answer, url.hostname or "", url.port or 0, ssl=tls_context
                 )
     except OSError as error:  # a timeout too
-        raise NoAnswer(f"cannot be reached ({error_text(error)})") from None
+        raise NoAnswer(f"cannot be reached ({str(error) or type(error).__name__})") from None
     try:
         await answer.began.wait()
     except asyncio.CancelledError:
@@ -391,8 +391,3 @@ def returned_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, by
         for name, value in without_headers(headers, NOT_RETURNED)
         if not name.startswith(b"access-control-")
     ]
-
-
-def error_text(error: Exception) -> str:
-    """The library's message, or at least the kind of error."""
-    return str(error) or type(error).__name__

@@ -119,7 +119,6 @@ def run_foreground(
     wanted: DesiredState,
     *,
     report: Report,
-    timing: Timing | None = None,
     names: Sequence[str] = (),
 ) -> None:
     """Do as `up` in the foreground: be the supervisor until a signal or `down` ends it. With
@@ -136,7 +135,7 @@ def run_foreground(
     if is_running(at):
         raise already_up
     _publish(at, wanted, names)
-    if not supervise(at, timing or Timing(), report):
+    if not supervise(at, Timing(), report):
         raise already_up
 
 
