@@ -12,7 +12,7 @@ import anyio
 from pipeline.core import log
 from pipeline.serve.placing import used_again
 from pipeline.serve.supervisor import marker, usage
-from pipeline.serve.supervisor.state import ASLEEP, STOPPING, UNLOADING, Folder
+from pipeline.serve.supervisor.state import ASLEEP, STOPPING, UNLOADING
 from pipeline.serve.supervisor.usage import ServerUse, Usage
 
 from .servers import Target, Targets, View
@@ -32,8 +32,8 @@ def awaited(targets: Targets) -> Target | None:
 class Demand:
     """The requests of this gateway, by server. Written only where servers are unloaded."""
 
-    def __init__(self, at: Folder, view: View, in_flight: Counter[str]) -> None:
-        self._at, self._view, self._in_flight = at, view, in_flight
+    def __init__(self, view: View, in_flight: Counter[str]) -> None:
+        self._at, self._view, self._in_flight = view.at, view, in_flight
         self._waiting: dict[Hashable, tuple[str, float]] = {}  # by request: the server, since when
         self._last: dict[str, float] = {}
         self._recent: dict[str, float] = {}  # see placing.used_again

@@ -71,7 +71,7 @@ class Proxy:
         self.keys = keys
         self.counters = counters
         self.settings = settings
-        self.demand = Demand(view.at, view, counters.in_flight)
+        self.demand = Demand(view, counters.in_flight)
         self.history = History()
         self._resting: dict[str, float] = {}  # by server, until when it is not tried
         self._last_used: Counter[str] = Counter()

@@ -32,7 +32,7 @@ class Child:
         self.stop_requested = False
         self.log(f"[{datetime.now().astimezone():%F %T %z}] + {shown(command)}")
         # Programs that set a process title overwrite their environment unless SPT_NOENV is set.
-        mark = {marker.VARIABLE: marker.server(at.marker, instance.name), "SPT_NOENV": "1"}
+        mark = {marker.VARIABLE: marker.server(at, instance.name), "SPT_NOENV": "1"}
         with traces.left_on(at, instance.name) as more:
             self.process = port.start(command, environment(instance, at) | mark, **more)
         try:

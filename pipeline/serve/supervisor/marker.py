@@ -21,9 +21,9 @@ PATIENCE = 2.0  # seconds, for what is killed to be gone
 Processes = dict[str, list[psutil.Process]]  # by the variable's value
 
 
-def server(marker: str, name: str) -> str:
-    """The variable's value in the processes of a server; the supervisor's is `marker` alone."""
-    return f"{marker}/{name}"
+def server(at: Folder, name: str) -> str:
+    """The variable's value in the processes of a server; the supervisor's has no name in it."""
+    return f"{at.marker}/{name}"
 
 
 def everywhere() -> dict[str, Processes]:
@@ -43,7 +43,7 @@ def marked(at: Folder) -> Processes:
     have rights that we lack) is recognised by the state that the supervisor wrote."""
     processes = everywhere().get(at.marker, {})
     for name, status in statuses_of(read_state(at)).items():
-        value = server(at.marker, name)
+        value = server(at, name)
         process = find(status.pid, status.started, value)
         with contextlib.suppress(psutil.Error):
             known = processes.get(value, [])  # by pid: psutil may cache a process of a reused pid

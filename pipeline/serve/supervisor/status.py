@@ -76,7 +76,7 @@ def ps(at: Folder) -> list[Row]:
         entry = entries.get(instance.name, books.NO_ACCOUNT)
         status = statuses.get(instance.name) or ServerStatus(name=instance.name, state=STOPPED)
         state = status.state
-        alive = marker.find(status.pid, status.started, marker.server(at.marker, status.name))
+        alive = marker.find(status.pid, status.started, marker.server(at, status.name))
         is_gone = not is_supervised or (status.pid is not None and not alive)
         if is_gone and state not in ENDED:
             state = LOST
@@ -86,7 +86,7 @@ def ps(at: Folder) -> list[Row]:
                 counters = client.counters(instance, ANSWER_SECONDS) or {}
             else:
                 state = SILENT
-        own = processes.get(marker.server(at.marker, status.name), [])
+        own = processes.get(marker.server(at, status.name), [])
         last_use = gateways.use(instance.name).last or None
         reason = status.reason or status.problem
         if not is_supervised and own:

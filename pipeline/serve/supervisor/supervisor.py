@@ -161,7 +161,7 @@ class Supervisor:
         """Clean up after servers that have ended; start those whose turn it is."""
         ends = {name: end for name, runner in self.runners.items() if (end := runner.poll(now))}
         if ends:
-            values = {marker.server(self.at.marker, name) for name in ends}
+            values = {marker.server(self.at, name) for name in ends}
             marker.end(self.at, values.__contains__)
         for name, end in ends.items():
             self.runners[name].finish(end, time.monotonic())

@@ -123,7 +123,7 @@ def test_a_client_that_leaves_waits_no_more(here: Site) -> None:
 
 def test_requests_that_wait_learn_of_a_change_at_once(here: Site) -> None:
     here.add("chat", state="asleep", start="demand")
-    demand = Demand(here.at, View(here.at), Counter())
+    demand = Demand(View(here.at), Counter())
 
     async def change() -> None:
         async with anyio.create_task_group() as group:
