@@ -44,7 +44,7 @@ CACHED = (
 
 def prune(session: Session) -> None:
     """Remove it, once it is agreed to. Raises PipelineError while another run is under way."""
-    carry_out(session.request, session.home, lambda: candidates(session))
+    carry_out(session, lambda: candidates(session))
 
 
 def candidates(session: Session) -> Candidates:

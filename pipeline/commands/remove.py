@@ -59,9 +59,10 @@ class Candidates(Struct, frozen=True, kw_only=True):
     stay: tuple[tuple[Path, str], ...] = ()
 
 
-def carry_out(request: Request, home: Home, find: Callable[[], Candidates]) -> None:
+def carry_out(session: Session, find: Callable[[], Candidates]) -> None:
     """Show what `find` returns, ask, and remove what it still returns then. Raises PipelineError;
     UsageError where nobody can be asked."""
+    request, home = session.request, session.home
     if request.yes and not request.servers.dry_run:
         leftovers.clear(home)
     candidates, yes = find(), request.yes
@@ -178,7 +179,7 @@ def remove(session: Session) -> None:
         )
     # The configuration of the environment, which a command line with model= does not read.
     users = Session(request({}), {})
-    carry_out(session.request, session.home, lambda: candidates(session, users))
+    carry_out(session, lambda: candidates(session, users))
 
 
 def candidates(session: Session, users: Session) -> Candidates:
