@@ -29,7 +29,7 @@ from pipeline.models.chain import Chain
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
 
-from . import beside, estimate, header_checks, headers, quality_gate, resolve
+from . import beside, estimate, header_checks, headers, quality_check, quality_gate, resolve
 from .model import Model
 from .programs import Programs
 from .request import Request
@@ -177,8 +177,6 @@ def _both(*checks: Check | None) -> Check:
 
 def _within_limit(model: Model, base: Path) -> Check | None:
     """The check that a quant is good enough to be published; `base` is the unquantized GGUF."""
-    from . import quality_check  # loads what starts a server
-
     return quality_check.check(model, model.require_chain(), base)
 
 

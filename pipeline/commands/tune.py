@@ -30,6 +30,7 @@ from pipeline.report.tuning_bench import Bench
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import Server
+from pipeline.serve.supervisor import environment, liveness, state
 
 from . import beside, estimate, serve, summary, tuned
 from .model import Model
@@ -165,8 +166,6 @@ def disturbances(model: Model) -> Iterator[str]:
     """What else runs here and makes the figures vary."""
     import psutil
 
-    from pipeline.serve.supervisor import liveness, state
-
     if any(map(liveness.is_running, state.folders(model.home))):
         yield f"servers are up: {doitw('ps')} lists them, {doitw('down')} stops them"
     if (others := psutil.cpu_percent(interval=0.5) / 100) > BUSY:
@@ -243,9 +242,6 @@ def served_ratios(task: TuneTask, options_found: dict[str, str]) -> dict[str, fl
     """How many times as fast llama-server answers with the options that were found, by requests
     that the search has not seen; and with other numbers of drafted tokens, where it drafts. Nothing
     where there is nothing to compare. Raises PipelineError."""
-    from pipeline.serve.supervisor import state
-    from pipeline.serve.supervisor.environment import environment
-
     at = state.folder(task.model.home, f"tune-{task.server.port}")
     variants = {DEFAULTS: task.server}
     if options_found:
@@ -261,7 +257,7 @@ def served_ratios(task: TuneTask, options_found: dict[str, str]) -> dict[str, fl
     log.info("trying the result with llama-server")
 
     def seconds(name: str) -> list[float]:
-        return served_speed.seconds(variants[name], environment(variants[name], at))
+        return served_speed.seconds(variants[name], environment.environment(variants[name], at))
 
     ratios = served_speed.ratios([*variants], seconds)
     Path(task.server.log_file).unlink(missing_ok=True)  # of use only where something went wrong

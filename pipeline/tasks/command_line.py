@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.bins.compile import source
 from pipeline.commands import request
+from pipeline.commands import variables as all_variables
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import home, project_version
 from pipeline.core.variables import NO, YES, Variable, flag, variables
@@ -181,18 +182,14 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
 
 def parsers() -> Mapping[str, object]:
     """The parser of each variable, by its name: loaded only where an option is written."""
-    from pipeline.commands.variables import TABLE
-
-    return {each.name: each.parse for each in TABLE}
+    return {each.name: each.parse for each in all_variables.TABLE}
 
 
 def read_by(step: AnyStep[Any]) -> list[Variable]:
     """The variables that a step reads, in the order of their groups."""
-    from pipeline.commands.variables import GROUPS
-
     names = [
         each
-        for group, members in GROUPS.items()
+        for group, members in all_variables.GROUPS.items()
         for each in variables(members).values()
         if (group in step.reads or each.name in step.reads) and step.name in (each.of or step.name)
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.core.errors import UsageError, did_you_mean
 from pipeline.serve.server import LLAMA_CPP
 
-from . import synonyms
+from . import synonyms, tables
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -86,8 +86,6 @@ def validated(
 def _text(details: ErrorDetails, path: Keys) -> str:
     """What is wrong with the value at `path`, as it follows the path in a message."""
     if details["type"] == "extra_forbidden":
-        from . import tables
-
         allowed = tables.keys(path[:-1])
         near = _by_meaning(path, allowed) or did_you_mean(str(path[-1]), allowed)
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
@@ -111,10 +109,10 @@ def _by_meaning(path: Keys, allowed: list[str]) -> str:
     return f"; did you mean {key}?" if key in allowed else ""
 
 
-def _leave_out(tables: Any, path: Keys) -> None:
+def _leave_out(content: Any, path: Keys) -> None:
     """Remove the value at `path`, or the list that it is an item of."""
     for depth, part in enumerate(path):
         if depth == len(path) - 1 or isinstance(path[depth + 1], int):
-            tables.pop(part, None)
+            content.pop(part, None)
             return
-        tables = tables.get(part, {})
+        content = content.get(part, {})

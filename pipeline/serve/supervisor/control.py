@@ -21,7 +21,7 @@ from pipeline.core.store.locks import alone_with, file_lock, trouble
 from pipeline.core.store.publish import FULL, disk_errors
 from pipeline.serve.server import BOOT, GATEWAY, Server
 
-from . import launch, marker
+from . import launch, marker, supervisor
 from .environment import missing
 from .liveness import LOCK_SECONDS, is_running, living
 from .policy import Timing
@@ -127,15 +127,13 @@ def run_foreground(
     Returns once all are stopped. Call it in the main thread. Raises PipelineError where a
     supervisor is already running.
     """
-    from .supervisor import supervise
-
     already_up = PipelineError(
         f"{wanted.config} is already up in the background", f"stop it first: {doitw('down')}"
     )
     if is_running(at):
         raise already_up
     _publish(at, wanted, names)
-    if not supervise(at, Timing(), report):
+    if not supervisor.supervise(at, Timing(), report):
         raise already_up
 
 
@@ -288,7 +286,7 @@ def _wait_until_settled(
 ) -> list[tuple[Server, ServerStatus]]:
     """Wait until each server is ready or has ended, and those that are no longer wanted are
     stopped; see to it that there is a supervisor. Returns the servers that are not well."""
-    supervisor = launch.SupervisorWatch(at, wanted, timing)
+    watch = launch.SupervisorWatch(at, wanted, timing)
     reported: dict[str, ServerStatus] = {}
     while True:
         state, latest = living(at), read_wanted(at)
@@ -300,7 +298,7 @@ def _wait_until_settled(
         if _is_settled(wanted, state, reported):
             results = [(server, reported[server.name]) for server in wanted.instances]
             return [(server, status) for server, status in results if not _is_well(server, status)]
-        supervisor.check(state)
+        watch.check(state)
         time.sleep(POLL_SECONDS)
 
 
