@@ -129,7 +129,7 @@ def require_chat(name: str, header: gguf.Header | None, *, has_template: bool) -
 def require_chat_server(home: Home, server: Server, name: str) -> None:
     """As `require_chat`, of the model of a server, where its file is here."""
     if path := serve.model_file(server):
-        header = gguf.read_cached(path, home.run / "gguf.json")
+        header = gguf.read_cached(path, home.run)
         require_chat(name, header, has_template=chat_template.is_overridden(server.command))
 
 

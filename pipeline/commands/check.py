@@ -81,7 +81,7 @@ def check_limit(model: Model) -> None:
         bound = quality_gate.limit(request)
         of = chain and quality_gate.reference(chain)
         if bound and chain and of and of.conversion is None:
-            header = models.gguf.read_cached(of.path, model.home.run / "gguf.json")
+            header = models.gguf.read_cached(of.path, model.home.run)
             quality_gate.require_kind(bound, header, chain.resolved.name)
     elif request.sample_text and not request.measures:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
@@ -108,12 +108,11 @@ def check_request(model: Model) -> None:
         log.info(
             f"{source.folder} differs from the pin; used as it is, and recorded as {source.tree}"
         )
-    cached = home.run / "gguf.json"
-    own = request.mmproj and models.gguf.read_cached(request.mmproj, cached)
+    own = request.mmproj and models.gguf.read_cached(request.mmproj, home.run)
     if reference and reference.path and reference.kind == "gguf":
         model.read_path(reference.path)
         if own and request.mmproj:
-            header = models.gguf.read_cached(reference.path, cached)
+            header = models.gguf.read_cached(reference.path, home.run)
             models.projector.require(own, header, request.mmproj.name)
     elif reference and reference.path and model.base:
         models.adapter.check_folder(reference.path)

@@ -65,7 +65,7 @@ def measure(
     llama-fit-params measures it; without that program the formula's estimate. `pools`: for
     embeddings or reranking. Raises UsageError where llama.cpp cannot load it."""
     run = programs.home.run
-    header = gguf.read_cached(file, run / "gguf.json")
+    header = gguf.read_cached(file, run)
     shape, needed = formula.of_header(header, tensor_bytes(file, run)), None
     if program := programs.find(FIT_PARAMS):
         digest = programs.sha256(FIT_PARAMS)
@@ -125,7 +125,7 @@ def loads(model: Model) -> Callable[[Path], None] | None:
 
 def tensor_bytes(file: Path, run: Path) -> int:
     """The bytes of all tensors of a GGUF, whole or split."""
-    headers = [gguf.read_cached(path, run / "gguf.json") for path in gguf.shards(file)]
+    headers = [gguf.read_cached(path, run) for path in gguf.shards(file)]
     return sum(header.size - header.data for header in headers)
 
 
@@ -148,7 +148,7 @@ def outlook(model: Model, chain: Chain) -> MemoryEstimate:
 
 def of_made(model: Model, file: Path) -> MemoryEstimate:
     """Of a GGUF that is here."""
-    header = gguf.read_cached(file, model.home.run / "gguf.json")
+    header = gguf.read_cached(file, model.home.run)
     return MemoryEstimate(
         bytes=gguf.file_bytes(file),
         trained=header.context_length,

@@ -121,7 +121,7 @@ def warnings(file: Servers, servers: Sequence[Server]) -> list[str]:
     for server in servers:
         path, header = serve.model_file(server), None
         if path:
-            header = gguf.read_cached(path, file.home.run / "gguf.json")
+            header = gguf.read_cached(path, file.home.run)
         elif server.name in prepared:
             model = prepared[server.name]
             header = estimate.outlook(model, model.require_chain()).header

@@ -65,7 +65,7 @@ def of_server(file: Servers, server: Server) -> Bytes:
 def _of_file(home: Home, server: Server, path: Path) -> Memory | None:
     """Of a model that is here, with its projector, its adapters and its draft."""
     programs = Binaries(folder=Path(server.executable).parent, commit="", home=home)
-    header = gguf.read_cached(path, home.run / "gguf.json")
+    header = gguf.read_cached(path, home.run)
     ctx_size = _context(server, header.context_length)
 
     def measured(file: Path) -> Memory | None:

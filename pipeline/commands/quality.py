@@ -196,7 +196,7 @@ def _known(model: Model, models: Mapping[str, Model]) -> QualityReport | None:
             return None
         files[quant] = chain.final
     measured = {quant: _measured(path) for quant, path in files.items()}
-    header = gguf.read_cached(next(iter(files.values())), model.home.run / "gguf.json")
+    header = gguf.read_cached(next(iter(files.values())), model.home.run)
     setup = _setup(model, header)
     wants = measuring.report_wants(model.request.chunks)
     samples = {quant: setup.known(digest, each.digest) for quant, each in measured.items()}

@@ -88,9 +88,7 @@ def is_passed(request: Request, programs: Programs, chain: Chain) -> bool:
     quant = receipts.known_sha256(chain.final)
     if not (base and quant):
         return False
-    setup = quality_setup.setup(
-        request, programs, gguf.read_cached(chain.final, home.run / "gguf.json")
-    )
+    setup = quality_setup.setup(request, programs, gguf.read_cached(chain.final, home.run))
     return bound.verdict(setup.known(base, quant)) is Verdict.PASSED
 
 

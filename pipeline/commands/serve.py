@@ -206,7 +206,7 @@ def require_model(home: Home, server: Server) -> None:
         resolve.gguf_path(path, home)
     except PipelineError as error:
         raise PipelineError(f"{server.name}: {error.message}", error.hint) from None
-    header = gguf.read_cached(path, home.run / "gguf.json")
+    header = gguf.read_cached(path, home.run)
     if header.is_encoder and server.kind == CHAT:
         raise UsageError(
             f"{server.name}: {path} is an embedding model ({header.architecture}), and would be "
@@ -223,12 +223,11 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     path = model_file(server)
     if path is None:
         return
-    cache = home.run / "gguf.json"
     beside.require_served(server, path, home)
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
-        header = gguf.read_cached(path, cache)
-        projectors.require(gguf.read_cached(mmproj, cache), header, mmproj.name)
+        header = gguf.read_cached(path, home.run)
+        projectors.require(gguf.read_cached(mmproj, home.run), header, mmproj.name)
     if not chat_template.is_overridden(server.command):
         program = Path(server.executable)
         build = stat_cache.identity(home.run / "sha256.json", program)

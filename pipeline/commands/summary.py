@@ -51,7 +51,7 @@ def _model(
     rows: dict[str, object] = {"model": server.model_name}
     header = None
     if name and path.is_file():
-        header = gguf.read_cached(path, programs.home.run / "gguf.json")
+        header = gguf.read_cached(path, programs.home.run)
         rows |= {"file": str(path), "quant": header.quant or "unknown"}
         rows["size"] = size(gguf.file_bytes(path))
     if mmproj := server.argument("--mmproj"):

@@ -94,7 +94,7 @@ def prepared(original: Model) -> TuneTask:
     return TuneTask(
         model=model,
         file=file,
-        header=gguf.read_cached(file, model.home.run / "gguf.json"),
+        header=gguf.read_cached(file, model.home.run),
         server=replace(server, log_file=str(model.home.logs / f"tune-{port}.log"), guard=False),
         options=typed,
         cards=len(summary.seen_devices(model.programs, server)),

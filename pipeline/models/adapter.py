@@ -57,7 +57,7 @@ SIZES = {"hidden_size": "embedding_length", "num_hidden_layers": "block_count"}
 
 def gguf_path(path: Path, home: Home) -> resolve.Resolved:
     """An adapter in GGUF that is used in place. Raises PipelineError where it is none."""
-    kinds.require_adapter(gguf.read_cached(path, home.run / "gguf.json"), str(path))
+    kinds.require_adapter(gguf.read_cached(path, home.run), str(path))
     return resolve.in_place([path], "")
 
 

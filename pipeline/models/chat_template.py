@@ -48,7 +48,7 @@ def require_ends(
     if any(name not in options for name in NEEDED):
         return
     try:
-        if not gguf.read_cached(model, run / "gguf.json").has_chat_template:
+        if not gguf.read_cached(model, run).has_chat_template:
             return
     except PipelineError:
         return  # the server reports it, and the other servers may go on

@@ -31,6 +31,7 @@ ENCODERS = (
 )
 WRITERS = ("dream", "llada", "llada-moe", "rnd1")  # diffusion: not causal, and write all the same
 AGAIN = "download it again"
+CACHE = "gguf.json"  # headers that were read, in the folder of `read_cached`
 NEWER = (
     "a newer llama.cpp may have this type, which `upgrade` alone does not make known here: update "
     "this project (git pull), or use another quant; or the file is damaged"
@@ -176,8 +177,9 @@ def tokens(path: Path, header: Header) -> Iterator[bytes]:
     return (reader.text() for _ in range(header.vocabulary))
 
 
-def read_cached(path: Path, cache: Path) -> Header:
-    """As `read`, but from the file `cache` while the stamp of `path` stays the same."""
+def read_cached(path: Path, run: Path) -> Header:
+    """As `read`, but from a file in the folder `run` while the stamp of `path` stays the same."""
+    cache = run / CACHE
     known = stat_cache.recall(cache, path)
     if isinstance(known, dict) and known.keys() == {*Header.__struct_fields__}:
         return Header(**known)

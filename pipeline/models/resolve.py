@@ -159,9 +159,8 @@ def gguf_path(path: Path, home: Home) -> Resolved:
     The sha256 of its files stay empty: nothing is made from them.
     Raises PipelineError.
     """
-    cache = home.run / "gguf.json"
     paths = gguf.shards(path)
-    headers = [gguf.read_cached(part, cache) for part in paths]
+    headers = [gguf.read_cached(part, home.run) for part in paths]
     if headers[0].shards != len(paths):
         raise PipelineError(
             f"{path}: is one of {headers[0].shards} parts, by its header",
@@ -308,7 +307,7 @@ def _inputs(path: Path, weight_files: list[Path]) -> list[Path]:
 def forget(path: Path | None, home: Home) -> None:
     """Drop what is cached of the user's own file or folder."""
     if path is not None:
-        for name in ("sha256.json", "gguf.json", "memory.json"):
+        for name in ("sha256.json", gguf.CACHE, "memory.json"):
             stat_cache.forget(home.run / name, path)
 
 

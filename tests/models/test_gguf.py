@@ -162,9 +162,9 @@ def test_an_encoder_with_a_classifier_of_one_output_is_a_reranker(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    header = gguf.read_cached(path, tmp_path / "cache.json")
+    header = gguf.read_cached(path, tmp_path)
     assert (header.pooling, header.lacks_pooling) == (pooling, pooling == "mean")
-    assert gguf.read_cached(path, tmp_path / "cache.json") == header
+    assert gguf.read_cached(path, tmp_path) == header
 
 
 @pytest.mark.parametrize(
@@ -351,32 +351,32 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 def test_a_header_is_remembered_while_the_stamp_stays(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "run" / "gguf.json"
-    first = gguf.read_cached(full, book)
+    first = gguf.read_cached(full, book.parent)
     assert (first.values["general.name"], first.has_chat_template) == ("Tiny", True)
     assert TEMPLATE not in book.read_text("utf-8")
     stat = full.stat()
     full.write_bytes(bytes(stat.st_size))  # same size, same time: the notes answer
     os.utime(full, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert gguf.read_cached(full, book) == first
+    assert gguf.read_cached(full, book.parent) == first
     os.utime(full, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     with pytest.raises(PipelineError, match="begins with zeros"):
-        gguf.read_cached(full, book)
+        gguf.read_cached(full, book.parent)
 
 
 def test_a_note_of_an_earlier_version_is_not_used(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "gguf.json"
-    header = gguf.read_cached(full, book)
+    header = gguf.read_cached(full, book.parent)
     note = to_builtins(header)
     del note["scores"]
     stat_cache.remember(book, full, note | {"values": {}}, stat_cache.stamp(full))
-    assert gguf.read_cached(full, book) == header
+    assert gguf.read_cached(full, book.parent) == header
 
 
 def test_unreadable_notes_are_no_harm(full: Path, tmp_path: Path) -> None:
     book = tmp_path / "gguf.json"
     for garbage in ("", "{", "[]", "\0"):
         book.write_text(garbage)
-        assert gguf.read_cached(full, book).values["general.name"] == "Tiny"
+        assert gguf.read_cached(full, book.parent).values["general.name"] == "Tiny"
 
 
 def parts(folder: Path, numbers: list[int], count: int, end: str = "gguf") -> list[Path]:
