@@ -27,7 +27,7 @@ from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save
 from pipeline.report.tuning import SearchResult
 from pipeline.report.tuning_axes import DECODE, PROMPT, THREADS_BATCH, UBATCH, Axis
 from pipeline.report.tuning_bench import Bench
-from pipeline.serve.config import instances, options
+from pipeline.serve.config import options
 from pipeline.serve.config.options import ResolvedOptions
 from pipeline.serve.server import Server
 from pipeline.serve.supervisor import environment, liveness, state
@@ -90,7 +90,7 @@ def prepared(original: Model) -> TuneTask:
     model.request = original.request.replace(tuned=False, host="127.0.0.1", port=port)
     server = serve.checked_server(model)
     file = model.require_chain().final
-    typed = instances.resolve(model.spec, serve.known_flags(model.programs))
+    typed = serve.typed_options(model)
     return TuneTask(
         model=model,
         file=file,
