@@ -221,6 +221,7 @@ class Scheduler:
         waiting = self._waiting(runners, now)
         free = self._free(wanted, runners) if waiting else {}
         self._note_problems(budget, runners, residents, waiting)
+        # Once all that left for it are gone, it is placed anew.
         self._making_room = {
             name: still
             for name, leaving in self._making_room.items()
