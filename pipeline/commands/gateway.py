@@ -45,7 +45,6 @@ def settings(servers: Servers) -> tuple[gateways.GatewaySettings, api_keys.Key]:
         host=host,
         port=own.port if "port" in servers.variables else table.port,
         api_key_file=str(key.path) if key.path else None,
-        pull=table.pull,
         programs=_program_words(servers) if table.pull else (),
         config=servers.requested.config if table.pull and _takes_in_all(servers) else "",
         without_key=file is None and table.api_key == api_keys.NONE,

@@ -134,7 +134,7 @@ def gateway_settings(configuration: Configuration) -> GatewaySettings:
     table = configuration.gateway
     settings = gateways.of_table(
         table,
-        api_key_file=table.api_key_file,
+        pull=False,
         without_key=not table.api_key_file and split(table.api_key) == [NONE],
     )
     if not (settings.api_key_file or settings.without_key or is_loopback(settings.host)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
@@ -44,9 +45,7 @@ class GatewaySettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def of_table(table: GatewayTable, **others: Any) -> GatewaySettings:
     """The settings in the table of a file; `others` are decided elsewhere, and win."""
-    kept = {name: getattr(table, name) for name in ("host", "port", "models", "hold_timeout")}
-    kept |= {"origins": tuple(table.origins), "hosts": tuple(table.hosts)}
-    return GatewaySettings(**{**kept, "inspect": table.inspect, **others})
+    return replace(msgspec.convert(table, GatewaySettings, from_attributes=True), **others)
 
 
 def check(settings: GatewaySettings) -> None:
