@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct, to_builtins
+import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core import log
@@ -63,19 +63,19 @@ def quality(session: Session) -> None:
     """Print a table, or JSON."""
     model = session.model
     report = reported(model, requested(model))
-    rows = [to_builtins(each) for each in report.qualities]
     commands = repeating(model, report)
     if session.request.json:
         document = {
             "model": model.require_resolved().name,
             "reference": report.reference.name,
             "text": report.setup.text_name,
-            "quants": _plain(rows),
+            "quants": report.qualities,
             "commands": commands,
         }
-        print(json.dumps(document, indent=1))
+        encoded = msgspec.json.encode(document)  # infinity as null
+        print(json.dumps(json.loads(encoded), indent=1))
         return
-    columns = [name for name in COLUMNS if any(row[name] for row in rows)]
+    columns = [name for name in COLUMNS if any(getattr(each, name) for each in report.qualities)]
     lines = [(*HEAD, *(COLUMNS[name] for name in columns))]
     lines += [
         (
@@ -97,15 +97,6 @@ def quality(session: Session) -> None:
 
 def _shown(figure: Estimate | None) -> str:
     return measuring.shown(figure) if figure else ""
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def requested(model: Model) -> tuple[str, ...]:
