@@ -157,9 +157,9 @@ class ProfileReader(Struct, kw_only=True):
         content = {"profiles": {self.name: _with_values(table or {})}}
         registry = messages.validated(Registry, content, add_error)
         self.profile = registry.profiles.get(self.name) or Profile()
-        for path, table in self.tuned_tables:
-            for key in table.__pydantic_extra__ or {}:
-                near = self._near(key, list(type(table).model_fields))
+        for path, tuning in self.tuned_tables:
+            for key in tuning.__pydantic_extra__ or {}:
+                near = self._near(key, list(type(tuning).model_fields))
                 self.notes.append(f"{self.place(*path, key)}: is not known and not used{near}")
 
     def _near(self, key: str, known: list[str]) -> str:
