@@ -11,6 +11,7 @@ from pipeline.bins.package import install
 from pipeline.core import log
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
+from pipeline.core.store import stat_cache
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors, part, publish_file
 
@@ -62,13 +63,8 @@ def _cached(archive: Path, folder: Path) -> Path:
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with only_one(copy):
-            if not copy.is_file() or _stamp(copy) != _stamp(archive):
+            if not copy.is_file() or stat_cache.stamp(copy) != stat_cache.stamp(archive):
                 made = part(copy)
                 shutil.copy2(archive, made)
                 publish_file(made, copy)
     return copy
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    info = path.stat()
-    return info.st_size, info.st_mtime_ns
