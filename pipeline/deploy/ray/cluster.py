@@ -3,7 +3,7 @@ serve. Applications of others are sent back as they are, for Serve removes what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,7 +113,6 @@ class NodeDetails(Struct, frozen=True):
     node_id: str
     node_ip: str
     state: str
-    is_head_node: bool = False
     resources_total: dict[str, Any] = field(default_factory=dict)
 
 
@@ -153,7 +152,6 @@ class Cluster:
             ClusterNode(
                 ip=row.node_ip,
                 id=row.node_id,
-                is_head=row.is_head_node,
                 resources={
                     name: count
                     for name, count in row.resources_total.items()
@@ -245,16 +243,14 @@ class ClusterGone(PipelineError):
     """Nothing answers at a cluster's address."""
 
 
-def with_others(
-    details: ServeDetails, body: Mapping[str, Any], keep: Callable[[str], bool] = lambda name: False
-) -> dict[str, Any]:
-    """The body that deploys the applications of `body` and leaves those of others as they are, and
-    ours whose name `keep` names. Serve's options for HTTP cannot change once it runs."""
+def with_others(details: ServeDetails, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body that deploys the applications of `body` and leaves those of others as they are.
+    Serve's options for HTTP cannot change once it runs."""
     new = {application["name"] for application in body["applications"]}
     kept = [
         each.deployed_app_config
         for name, each in details.applications.items()
-        if each.deployed_app_config and name not in new and (not each.is_ours or keep(name))
+        if each.deployed_app_config and name not in new and not each.is_ours
     ]
     made = {**body, "applications": [*kept, *body["applications"]]}
     if details.http_options is not None:

@@ -19,7 +19,6 @@ class ClusterNode(Struct, frozen=True, kw_only=True):
     ip: str
     resources: Mapping[str, float]
     id: str = ""
-    is_head: bool = False
 
     def holds(self, needed: Mapping[str, float]) -> bool:
         return all(self.resources.get(name, 0) >= count for name, count in needed.items())
