@@ -19,9 +19,8 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # ray is not installed 
     two. Serve makes one for each handle, and each learns by itself."""
 
     def initialize_state(self, **options: Any) -> None:
-        """Called by Serve with `request_router_kwargs`."""
+        """Called by Serve with `request_router_kwargs`, of which there are none."""
         self._memory = PrefixMemory()
-        self._uses_prefix: bool = options.get("uses_prefix", True)
 
     async def choose_replicas(
         self,
@@ -33,7 +32,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # ray is not installed 
         if pending_request is None:
             return [two]
         pending_request.routing_context.should_backoff = True
-        prefix = _prefix(pending_request) if self._uses_prefix else []
+        prefix = _prefix(pending_request)
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         best = self._memory.best(prefix, by_id)
         if best is None or self._is_far_ahead(by_id[best], candidate_replicas):
