@@ -105,10 +105,10 @@ class LeasingProxy(Proxy):
             hashes = [] if call.failures else prefix.hashes(call.body.body)
             lease = ReplicaLease(least_busy.name, self.view.handle(least_busy.name), hashes)
             self._leases[id(call)] = lease
-        if lease.address is None:
+        if (address := lease.address) is None:
             return None
-        self.view.reached(lease.name, lease.address)
-        return next(lease.address.target(each) for each in targets if each.name == lease.name)
+        self.view.reached(lease.name, address)
+        return next(address.target(t, address.lease) for t in targets if t.name == lease.name)
 
     def _is_coming(self, call: ForwardedRequest, targets: Targets) -> bool:
         return id(call) in self._leases or super()._is_coming(call, targets)

@@ -53,15 +53,8 @@ class ReplicaAddress(Struct, frozen=True, kw_only=True):
     lease: str = ""
     server_key: str | None = None
 
-    def target(self, target: Target) -> Target:
-        """The replica of `target`, for a request."""
-        return self._target(target, self.lease)
-
-    def for_questions(self, target: Target) -> Target:
-        """The same for questions."""
-        return self._target(target, self.relay_key)
-
-    def _target(self, target: Target, key: str) -> Target:
+    def target(self, target: Target, key: str) -> Target:
+        """The replica of `target`, for what is sent with one of the two keys."""
         instance = replace(target.instance, host=self.host, port=self.port)
         headers = [(HEADER.encode(), key.encode())]
         if self.server_key:
@@ -100,7 +93,7 @@ class ClusterView(RemoteView):
     def reached(self, name: str, address: ReplicaAddress) -> None:
         """A replica answers at this address, which questions go to from now on."""
         if target := self._targets.get(name):
-            now = address.for_questions(target)
+            now = address.target(target, address.relay_key)
             if now != target:
                 self._targets[name] = now
                 self._list()
