@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -100,14 +100,11 @@ def look(program: Path, model: Path) -> Weights:
     """What llama-quantize can quantize of a GGUF, which may be a skeleton. Raises PipelineError."""
     output = dry_run(program, model, "Q8_0", options=["--tensor-type", "weight=q8_0"])
     tensors, bytes_, elements = list[MixTensor](), 0, 0
-    for name, shape, before, after in TENSOR.findall(output):
-        each = MixTensor(
-            name=name, shape=_trimmed([int(n) for n in shape.split(",")]), kind=before.lower()
-        )
-        if after.lower() == "q8_0":
+    for each, kind in tensors_of(output):
+        if kind == "q8_0" and each.kind != kind:
             tensors.append(each)
-        elif (after or before).lower() in TENSOR_TYPES:
-            bytes_ += each.bytes((after or before).lower())
+        elif kind in TENSOR_TYPES:
+            bytes_ += each.bytes(kind)
             elements += each.elements
     if not tensors:
         raise PipelineError(f"{model.name}: llama-quantize finds no tensor in it to quantize")
@@ -120,11 +117,13 @@ def look(program: Path, model: Path) -> Weights:
     )
 
 
-def _trimmed(shape: list[int]) -> list[int]:
-    """A shape of four dimensions without the last ones that are 1."""
-    while len(shape) > 2 and shape[-1] == 1:
-        shape.pop()
-    return shape
+def tensors_of(output: str) -> Iterator[tuple[MixTensor, str]]:
+    """The tensors in the output of a dry run, each with the type that it gets, in lower case."""
+    for name, dimensions, before, after in TENSOR.findall(output):
+        shape = [int(number) for number in dimensions.split(",")]
+        while len(shape) > 2 and shape[-1] == 1:  # it prints four
+            shape.pop()
+        yield MixTensor(name=name, shape=shape, kind=before.lower()), (after or before).lower()
 
 
 def dry_run(

@@ -31,7 +31,7 @@ from pipeline.core.store.publish import require_space
 
 from . import divergence, gguf, knapsack, mix, tensor_errors
 from .divergence import ChunkGroup, Perplexity
-from .mix import TENSOR, MixTensor, Weights, dry_run, look
+from .mix import MixTensor, Weights, dry_run, look, tensors_of
 from .quantize import run_program
 from .quants import TENSOR_TYPES, Budget
 
@@ -248,7 +248,7 @@ def plain_types(work: MixWork, weights: Weights, room: int) -> tuple[str, dict[s
     best: tuple[int, str, dict[str, str]] = (0, "", {})
     for quant in PLAIN:
         output = dry_run(work.llama_quantize, work.model, quant, work.matrix)
-        made = {line[1]: (line[4] or line[3]).lower() for line in TENSOR.finditer(output)}
+        made = {tensor.name: kind for tensor, kind in tensors_of(output)}
         types = {t.name: made[t.name] for t in weights.tensors if made.get(t.name) in TENSOR_TYPES}
         if len(types) == len(weights.tensors) and bytes_of(weights, types) <= room:
             best = max(best, (bytes_of(weights, types), quant, types))

@@ -192,14 +192,14 @@ def planned(quantization: Quantization, program: Path, header: Path) -> dict[str
     quant = mix.file_type(pinned) if pinned else quantization.quant
     with quantize.listed(pinned) as listed:
         output = mix.dry_run(program, header, quant, matrix, types=listed)
-    rows = mix.TENSOR.findall(output)
-    types = [(name, TENSOR_TYPES.get((new or old).lower())) for name, _, old, new in rows]
-    if not rows or len(rows) != gguf.read(header).tensors or None in dict(types).values():
+    types = [(tensor.name, kind) for tensor, kind in mix.tensors_of(output)]
+    bytes_ = quantize.tensor_bytes(output)
+    if bytes_ is None or len(types) != gguf.read(header).tensors:
         raise Declined("llama-quantize's dry run does not say what becomes of each tensor")
     return {
-        "types": [(name, kind[0]) for name, kind in types if kind],
+        "types": [(name, TENSOR_TYPES[kind][0]) for name, kind in types],
         "file_type": next(n for n, name in quants.FILE_TYPES.items() if name == quant),
         "matrix": str(matrix) if matrix else "",
         "matrix_name": f"./{matrix.name}" if matrix else "",
-        "bytes": quantize.tensor_bytes(output) or 0,
+        "bytes": bytes_,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import struct
 import tempfile
@@ -26,8 +25,8 @@ from pipeline.core.store.receipts import Recipe
 from . import gguf, imatrix, mix, quants, tensor_errors, texts, tools
 from .convert import Conversion, Unquantized
 from .gguf_format import padded
-from .mix import TENSOR, dry_run
-from .quants import NEED_IMATRIX, TENSOR_TYPES, Budget, row_bytes
+from .mix import dry_run
+from .quants import NEED_IMATRIX, TENSOR_TYPES, Budget
 from .resolve import Resolved
 
 VERSION = "general.quantization_version"
@@ -192,12 +191,10 @@ def tensor_bytes(output: str) -> int | None:
     """The size of the tensors by the output of a dry run; None where it has none, or a type that is
     not known here."""
     total = 0
-    for _, shape, before, after in TENSOR.findall(output):
-        kind = TENSOR_TYPES.get((after or before).lower())
-        if kind is None:
+    for tensor, kind in mix.tensors_of(output):
+        if kind not in TENSOR_TYPES:
             return None
-        row, *rows = (int(number) for number in shape.split(","))
-        total += padded(row_bytes(kind[0], row) * math.prod(rows))
+        total += tensor.bytes(kind)
     return total or None
 
 
