@@ -183,10 +183,7 @@ def unquantized(model: Model, chain: Chain) -> Callable[[str], MemoryEstimate]:
     matrix = chain.quantization.imatrix if chain.quantization else None
 
     def of(quant: str) -> MemoryEstimate:
-        sizes = quantize.quant_sizes(
-            program, source, [quant], imatrix=matrix is not None, own_matrix=matrix
-        )
-        size = sizes.get(quant, 0)
+        size = quantize.quant_sizes(program, source, [quant], matrix).get(quant, 0)
 
         def at(ctx_size: int) -> Memory | None:
             needed = _measure(model, source, header, ctx_size)

@@ -135,19 +135,14 @@ def argv(
 
 
 def quant_sizes(
-    program: Path,
-    skeleton: Path,
-    requested: Iterable[str],
-    *,
-    imatrix: bool = False,
-    own_matrix: Path | None = None,
+    program: Path, skeleton: Path, requested: Iterable[str], matrix: Path | None = None
 ) -> dict[str, int]:
     """The file size in bytes of each requested quant made from `skeleton`, split or not, as one
     file; of a mix the most that it may have. Raises UsageError where there is no such mix.
 
-    `imatrix`: as made with an importance matrix; types that need one always are. `own_matrix` is
-    the user's, which may not know all tensors of a mix, or a text. A type that llama-quantize
-    refuses for this model is left out.
+    `matrix` is the user's importance matrix, which may not know all tensors of a mix, or a text;
+    types that need one are made with one in any case. A type that llama-quantize refuses for this
+    model is left out.
     """
     first, *others = (gguf.read(path) for path in gguf.shards(skeleton))
     # The first part of a split one has the texts; the table of tensors is in all of them.
@@ -155,16 +150,16 @@ def quant_sizes(
     start += 0 if VERSION in first.values else ADDED
     sizes = {}
     with tempfile.TemporaryDirectory() as folder:
-        matrix = Path(folder) / "imatrix.dat"
-        matrix.write_bytes(MATRIX)
+        any_matrix = Path(folder) / "imatrix.dat"
+        any_matrix.write_bytes(MATRIX)
         for quant in requested:
             if size := quants.budget(quant):
                 weights = mix.look(program, skeleton)
-                room = mix.require_possible(size, weights, weighed(own_matrix, skeleton))
+                room = mix.require_possible(size, weights, weighed(matrix, skeleton))
                 sizes[quant] = weights.file_bytes(room)
                 continue
-            is_weighed = imatrix or quant in NEED_IMATRIX
-            output = dry_run(program, skeleton, quant, matrix if is_weighed else None)
+            is_weighed = matrix is not None or quant in NEED_IMATRIX
+            output = dry_run(program, skeleton, quant, any_matrix if is_weighed else None)
             tensors = tensor_bytes(output)
             if tensors is not None:
                 sizes[quant] = padded(start) + tensors  # it keeps no other alignment
@@ -262,10 +257,8 @@ def make(
 
 def _need(quantization: Quantization, program: Path) -> int:
     """The bytes of the result; 0 where llama-quantize refuses to make it."""
-    quant, matrix = quantization.quant, quantization.imatrix
-    sizes = quant_sizes(
-        program, quantization.input, [quant], imatrix=matrix is not None, own_matrix=matrix
-    )
+    quant = quantization.quant
+    sizes = quant_sizes(program, quantization.input, [quant], quantization.imatrix)
     return sizes.get(quant, 0)
 
 

@@ -67,7 +67,8 @@ def test_every_type_with_and_without_a_matrix(
 ) -> None:
     skeleton = large(GROUPED).skeleton
     plain = quantize.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES)
-    weighed = quantize.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES, imatrix=True)
+    matrix = Path("a matrix")  # of which only matters that there is one
+    weighed = quantize.quant_sizes(program("llama-quantize"), skeleton, quants.TYPES, matrix)
     assert list(plain) == list(weighed) == list(quants.TYPES)
     assert {quant: plain[quant] for quant in quants.NEED_IMATRIX} == {
         quant: weighed[quant] for quant in quants.NEED_IMATRIX
@@ -86,7 +87,7 @@ def test_with_a_matrix_as_large_as_really_made(
     command = [program("llama-imatrix"), "-m", made.real, "-f", tmp_path / "text", "-o", matrix]
     subprocess.run([*command, "-c", "64"], check=True, capture_output=True, timeout=300)
     sizes = quantize.quant_sizes(
-        program("llama-quantize"), made.skeleton, ["IQ2_XXS", "Q4_K_M", "IQ4_NL"], imatrix=True
+        program("llama-quantize"), made.skeleton, ["IQ2_XXS", "Q4_K_M", "IQ4_NL"], matrix
     )
     for quant in sizes:
         real = _quantize(
