@@ -16,7 +16,7 @@ from urllib.parse import quote
 from msgspec import Struct, ValidationError, convert, field, to_builtins
 
 from .errors import PipelineError
-from .text import decoded, printable
+from .text import decoded, printable, repeated
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -184,9 +184,8 @@ def parse(document: str) -> Statement:
         raise ValueError(str(error)) from None
     dependencies = made.build.resolved_dependencies
     for kind, descriptors in (("subject", made.subject), ("dependency", dependencies)):
-        names = [each.name for each in descriptors]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{kind} {twice[0]!r} is in it twice")
+        if twice := repeated(each.name for each in descriptors):
+            raise ValueError(f"{kind} {min(twice)!r} is in it twice")
         for each in descriptors:
             _require_digests(kind, each)
     if not made.subject or not all(each.digest.get("sha256") for each in made.subject):
@@ -199,8 +198,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     value."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)!r} is in it twice")
+        raise ValueError(f"{repeated(name for name, _ in pairs)[0]!r} is in it twice")
     return found
 
 

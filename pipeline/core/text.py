@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 # The longer marks first: UTF-32's begins like UTF-16's.
 OTHER_ENCODINGS = {
@@ -53,6 +54,11 @@ def decoded(data: bytes) -> str:
     if "\0" in text:
         raise ValueError("holds zero bytes, as UTF-16 does; save it as UTF-8")
     return text
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that come more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def require_short_keys(text: str) -> None:

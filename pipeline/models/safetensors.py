@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, ValidationError, convert
 
 from pipeline.core.errors import PipelineError
+from pipeline.core.text import repeated
 
 from . import contents
 from .contents import Readable, shown
@@ -135,8 +136,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     they take."""
     table = dict(pairs)
     if len(table) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{shown(twice)} is there twice")
+        raise ValueError(f"{shown(repeated(key for key, _ in pairs)[0])} is there twice")
     return table
 
 

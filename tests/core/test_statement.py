@@ -133,6 +133,15 @@ def test_no_statement_at_all(text: str, said: str, tmp_path: Path) -> None:
         statement.read(tmp_path / "none.json")
 
 
+@pytest.mark.timeout(60)  # each name was once looked for among all: hours
+def test_many_names_are_no_work(tmp_path: Path) -> None:
+    path = tmp_path / "statement.json"
+    names = ", ".join(f'"{number}": 0' for number in range(400_000))
+    path.write_text(f'{{{names}, "7": 1}}', encoding="utf-8")
+    with pytest.raises(PipelineError, match="'7' is in it twice"):
+        statement.read(path)
+
+
 def test_extension_fields_and_what_is_unset_do_not_count() -> None:
     data = json.loads(statement.text(made()))
     data["example_note"] = {"anything": True}

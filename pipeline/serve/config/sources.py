@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UsageError
-from pipeline.core.text import decoded, require_short_keys
+from pipeline.core.text import decoded, repeated, require_short_keys
 
 from .messages import Keys, dotted
 
@@ -171,9 +171,7 @@ def _finite(text: str) -> Decimal:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice} is given twice")
+        raise ValueError(f"{repeated(name for name, _ in pairs)[0]} is given twice")
     return table
 
 
