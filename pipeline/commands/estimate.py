@@ -162,7 +162,7 @@ def of_gguf(model: Model, files: Sequence[Readable], key: str) -> MemoryEstimate
     made = skeleton.gguf_skeleton(files, headers.folder(model.home.run, key))
     size = sum(file.size for file in files)
     if made is None:  # no holes on this disk
-        header = skeleton.prefix(files[0])[1]
+        header = gguf.parse(files[0])
         shape = formula.of_header(header, size - header.data)
         return MemoryEstimate(
             bytes=size,

@@ -26,7 +26,6 @@ from pipeline.models import (
     quants,
     repository,
     safetensors,
-    skeleton,
 )
 from pipeline.models import resolve as stored
 from pipeline.models.reference import repository as parse_repository
@@ -57,7 +56,7 @@ class RepoFiles:
     def read_header(self, files: Sequence[ModelFile]) -> gguf.Header:
         """The header of a GGUF's first file."""
         with self._owner_explained():
-            return skeleton.prefix(self._readable(files[0]))[1]
+            return gguf.parse(self._readable(files[0]))
 
     def read_head(self, file: ModelFile) -> safetensors.Head:
         """The header of a safetensors file."""

@@ -130,6 +130,21 @@ class Readable(Struct, frozen=True, kw_only=True):
         return self.get(0, self.size)
 
 
+def buffered(file: Readable, first: int) -> Readable:
+    """The same file, whose bytes are kept from its start on: `first` of them are read at once, then
+    twice as many each time, so that a long header takes few requests."""
+    data = b""
+
+    def read(start: int, stop: int) -> bytes:
+        nonlocal data
+        if stop > len(data):
+            to = min(file.size, max(stop, first, 2 * len(data)))
+            data += file.get(len(data), to)
+        return data[start:stop]
+
+    return Readable(name=file.name, size=file.size, read=read)
+
+
 def local(path: Path, name: str = "") -> Readable:
     """A file on this machine; its name is the path by default. Raises PipelineError where it cannot
     be read, or aria2 has not finished it."""

@@ -20,7 +20,7 @@ from pipeline.core.download import Location, read_range
 from pipeline.core.errors import PipelineError
 from pipeline.core.parallel import within
 
-from .contents import Readable
+from .contents import Readable, buffered
 from .hub_access import AGAIN, Changed, endpoint, errors_explained
 from .reference import Reference
 from .resolve import ModelFile
@@ -195,7 +195,6 @@ def locate(repo: str, commit: str, file: ModelFile) -> Location:
 
 def readable(repo: str, commit: str, file: ModelFile) -> Readable:
     """A file on the hub. Its address and the bytes read from its start are kept."""
-    buffer = b""
 
     @cache
     def location() -> Location:
@@ -204,13 +203,7 @@ def readable(repo: str, commit: str, file: ModelFile) -> Readable:
     def get(start: int, stop: int) -> bytes:
         return read_range(client(), file.name, location, start, stop, timeout=timeout())
 
-    def read(start: int, stop: int) -> bytes:
-        nonlocal buffer
-        if stop > len(buffer) >= start:  # continue the known bytes, in large steps
-            buffer += get(len(buffer), min(file.size, max(stop, FIRST_READ)))
-        return buffer[start:stop] if stop <= len(buffer) else get(start, stop)
-
-    return Readable(name=file.name, size=file.size, read=read)
+    return buffered(Readable(name=file.name, size=file.size, read=get), FIRST_READ)
 
 
 def cached(reference: Reference) -> Listing | None:

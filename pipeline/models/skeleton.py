@@ -27,22 +27,6 @@ FIRST_READ = 1024 * 1024  # bytes; most headers without a vocabulary of 100,000 
 PROBE = 4 * 1024 * 1024  # bytes; a file system without holes shows itself on these
 
 
-def prefix(file: contents.Readable) -> tuple[bytes, gguf.Header]:
-    """A GGUF's header with all the bytes before its tensors. Raises PipelineError."""
-    data = b""
-
-    def read(start: int, stop: int) -> bytes:
-        """In steps that double, so that a long header takes few requests."""
-        nonlocal data
-        if stop > len(data):
-            to = min(file.size, max(stop, FIRST_READ, 2 * len(data)))
-            data += file.get(len(data), to)
-        return data[start:stop]
-
-    header = gguf.parse(contents.Readable(name=file.name, size=file.size, read=read))
-    return read(0, header.data), header
-
-
 def gguf_skeleton(files: Sequence[contents.Readable], folder: Path) -> Path | None:
     """The skeleton of a GGUF, whole or split, in `folder`: its (first) file.
 
@@ -59,7 +43,8 @@ def gguf_skeleton(files: Sequence[contents.Readable], folder: Path) -> Path | No
         with disk_errors(folder), only_one(target):
             if target.exists() and target.stat().st_size == file.size:
                 continue
-            if not _publish(target, prefix(file)[0], file.size):
+            kept = contents.buffered(file, FIRST_READ)
+            if not _publish(target, kept.get(0, gguf.parse(kept).data), file.size):
                 return None
     return targets[0] if targets else None
 
