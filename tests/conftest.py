@@ -214,7 +214,7 @@ def converter(built: Path) -> Path:
     from pipeline.models import converter
 
     Doit(REPOSITORY)("converter")
-    return converter.python(Home(REPOSITORY))
+    return converter.installed(Home(REPOSITORY)).python
 
 
 def with_programs(built: Path, home: Path) -> Doit:

@@ -271,7 +271,8 @@ def load() -> None:
                     raise
     # The converter's environment, whose 10,000 files each process looks at once.
     converter = importlib.import_module("pipeline.models.converter")
-    converter.is_current(importlib.import_module("pipeline.core.paths").Home(REPOSITORY))
+    home = importlib.import_module("pipeline.core.paths").Home(REPOSITORY)
+    converter.installed(home).is_current()
     gc.freeze()  # no run looks through it for garbage
 
 

@@ -43,8 +43,9 @@ def forget_toolkit(programs: Programs) -> None:
 
 
 def clean_converter(home: Home) -> None:
-    with only_one(converter.folder(home)):
-        remove(converter.folder(home))
+    folder = converter.installed(home).folder
+    with only_one(folder):
+        remove(folder)
 
 
 def forget_resolve(model: Model) -> None:

@@ -48,7 +48,8 @@ def unquantized(model: Model, chain: Chain) -> Path | None:
         return chain.quantization.input if chain.quantization else None
     if made.status is Status.CURRENT:
         return made.target
-    if not (converter.is_current(model.home) and made.script.is_file()):
+    environment = converter.installed(model.home)
+    if not (environment.is_current() and made.script.is_file()):
         return None
     key = hashlib.sha256(json.dumps(made.recipe, sort_keys=True).encode()).hexdigest()
     target = _top(model.home.run) / chain.resolved.slug / f"{made.outtype.lower()}-{key[:12]}.gguf"
@@ -58,7 +59,7 @@ def unquantized(model: Model, chain: Chain) -> Path | None:
         files = readables(model, chain.resolved, chain.resolved.files)
     except PipelineError:
         return None  # not here, and not to be had piece by piece
-    return skeleton.safetensors_skeleton(made, files, target, converter.python(model.home))
+    return skeleton.safetensors_skeleton(made, files, target, environment.python)
 
 
 def of_weights(resolved: Resolved) -> list[ModelFile]:

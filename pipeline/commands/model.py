@@ -274,7 +274,7 @@ class Model:
         """Made; or not needed, because the model is not converted."""
         if self.is_done("convert"):
             return True
-        return not self.request.again and models.converter.is_current(self.home)
+        return not self.request.again and models.converter.installed(self.home).is_current()
 
     def is_settled(self) -> bool:
         """Whether the model's files are where their receipts left them."""

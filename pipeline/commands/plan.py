@@ -157,7 +157,7 @@ def planned_steps(model: Model, chain: Chain, bytes_: int) -> Iterator[PlannedSt
     needs = model.needs()
     if made := chain.conversion:
         sizes = (converter.DOWNLOAD_BYTES, converter.INSTALLED_BYTES)  # as if none were cached
-        what = str(converter.folder(home))
+        what = str(converter.installed(home).folder)
         yield PlannedStep("converter", model.converter_is_done(), what, *sizes)
         is_done, why = not (needs and needs.convert), model.two_steps()
         if why == "":

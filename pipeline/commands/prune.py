@@ -185,7 +185,7 @@ def of_cache(home: Home, days: int) -> Iterator[Removable]:
     use next stays: its converter, Ray, CUDA toolkit, Node.js and model-signing."""
     cache = paths.cache(home)
     present = (
-        *(converter.folder(home), environment.installed(home).folder),
+        *(converter.installed(home).folder, environment.installed(home).folder),
         *(cuda_toolkit.folder(home, CUDA_13).path, node.folder(home).path),
         signing.folder(home).path,
     )

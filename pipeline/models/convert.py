@@ -123,7 +123,7 @@ def make(
             staging.workspace(made, slug(resolved.name)) as (folder, scratch),
             bar(f"converting {conversion.title} to {conversion.outtype}") as update,
         ):
-            words = argv(conversion, converter.python(home), folder, made)
+            words = argv(conversion, converter.installed(home).python, folder, made)
             watch = progress(update)
             status = run_converter(
                 conversion, home, words, folder, made, scratch, log=log, on_line=watch
@@ -183,8 +183,9 @@ def run_converter(
     `made`, `write` and below `scratch`, and beside its input may read `read`. `timeout` are seconds
     beyond those of a conversion. Returns the exit status. Raises PipelineError."""
     resolved = conversion.resolved
-    python = converter.python(home)
-    mark_used(converter.folder(home))
+    environment = converter.installed(home)
+    python = environment.python
+    mark_used(environment.folder)
     inputs = {file.name: resolved.folder / file.name for file in resolved.files}
     staging.stage(inputs, folder)
     if base := resolved.base:

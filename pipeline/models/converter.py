@@ -17,7 +17,6 @@ from pipeline.core.pins import pins
 from pipeline.core.process import capture
 from pipeline.core.python_environment import INTO, WITH_HASHES, PythonEnvironment
 from pipeline.core.sandbox import Sandbox
-from pipeline.core.store.receipts import Recipe
 
 from . import tools
 
@@ -35,39 +34,19 @@ def requirements_sha256() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def recipe() -> Recipe:
-    """What the environment depends on."""
-    return python_environment.recipe("converter", requirements_sha256())
-
-
 def installed(home: Home) -> PythonEnvironment:
     """The environment, whether or not it is there."""
     return PythonEnvironment(
         home=home,
         name="converter",
         title="the converter",
-        recipe=recipe(),
+        recipe=python_environment.recipe("converter", requirements_sha256()),
         packages=required,
         pip_calls=pip_arguments,
         check=_require_cpu_torch,
         download_bytes=DOWNLOAD_BYTES,
         installed_bytes=INSTALLED_BYTES,
     )
-
-
-def folder(home: Home) -> Path:
-    """The environment's folder, which may not exist yet."""
-    return installed(home).folder
-
-
-def python(home: Home) -> Path:
-    """The environment's Python."""
-    return installed(home).python
-
-
-def is_current(home: Home) -> bool:
-    """Whether the environment is complete, and as it was installed."""
-    return installed(home).is_current()
 
 
 def required() -> set[str]:

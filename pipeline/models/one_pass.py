@@ -108,7 +108,7 @@ def make(
             header, plan_file, result_file = (exchange / n for n in (HEADER, PLAN, RESULT))
             plan_file.touch()
             watch = convert.progress(update)
-            words = convert.argv(conversion, converter.python(home), folder, header)
+            words = convert.argv(conversion, converter.installed(home).python, folder, header)
             declined = ""
 
             def on_line(line: str) -> None:

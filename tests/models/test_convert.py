@@ -166,9 +166,9 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("LLAMA_PIPELINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(python_environment, "_whole", set())
     home = Home(tmp_path / "home")
-    python = converter.python(home)
+    python = converter.installed(home).python
     python.parent.mkdir(parents=True)
-    for path in (python, converter.folder(home) / "pyvenv.cfg"):
+    for path in (python, converter.installed(home).folder / "pyvenv.cfg"):
         path.write_text("x")
     site = site_packages(home)
     for name in converter.required():
@@ -183,22 +183,23 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 def site_packages(home: Home) -> Path:
-    return converter.folder(home) / ("Lib" if os.name == "nt" else "lib/python3") / "site-packages"
+    library = "Lib" if os.name == "nt" else "lib/python3"
+    return converter.installed(home).folder / library / "site-packages"
 
 
 def with_receipt(home: Home) -> None:
-    stamp = converter.folder(home) / "environment"
+    stamp = converter.installed(home).folder / "environment"
     stamp.touch()
-    receipts.change(stamp, receipts.stamp(stamp, converter.recipe(), seconds=0))
+    receipts.change(stamp, receipts.stamp(stamp, converter.installed(home).recipe, seconds=0))
 
 
 def test_the_environment_is_current_only_with_a_receipt(environment: Home) -> None:
-    assert not converter.is_current(environment)  # as a cut run leaves it
+    assert not converter.installed(environment).is_current()  # as a cut run leaves it
     with_receipt(environment)
-    assert converter.is_current(environment)
+    assert converter.installed(environment).is_current()
     converter.installed(environment).forget()
-    assert (converter.folder(environment) / "environment").exists()
-    assert not converter.is_current(environment)
+    assert (converter.installed(environment).folder / "environment").exists()
+    assert not converter.installed(environment).is_current()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_a_power_cut_that_emptied_files_is_seen(
     else:
         damaged.unlink()
     assert why in converter.installed(environment).damage()
-    assert not converter.is_current(environment)
+    assert not converter.installed(environment).is_current()
     with pytest.raises(PipelineError, match="is to be made"):
         converter.make(environment, offline=True)
 
@@ -241,7 +242,7 @@ def test_what_python_cannot_read_is_compared_with_what_was_installed(
     log.write_text("SyntaxError: source code string cannot contain null bytes\n")
     with pytest.raises(PipelineError, match="is not what was installed"):
         convert.require_whole_converter(environment, log)
-    assert not converter.is_current(environment), "so that the next run makes it anew"
+    assert not converter.installed(environment).is_current(), "so that the next run makes it anew"
 
 
 def test_architectures_are_read_without_running_the_converter(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def with_converter(world: World, bf16: Path) -> None:
         (tree / "convert_hf_to_gguf.py").write_text(CONVERTER)
         shutil.copyfile(bf16, tree / "made.gguf")
         git_tree.record(tree, source._recipe(pinned), size=1, seconds=0)
-        made = converter.folder(home)
+        made = converter.installed(home).folder
         venv.create(made, with_pip=False, symlinks=True)
         (site,) = made.glob("lib/*/site-packages")
         for name in converter.required():
@@ -116,7 +116,7 @@ def with_converter(world: World, bf16: Path) -> None:
             (info / "RECORD").write_text(f"{info.name}/RECORD,,\n")
         stamp = made / "environment"
         stamp.write_text(converter.requirements_sha256() + "\n")
-        entry = receipts.stamp(stamp, converter.recipe(), seconds=0)
+        entry = receipts.stamp(stamp, converter.installed(home).recipe, seconds=0)
         receipts.save(made, {stamp.name: entry})
 
 

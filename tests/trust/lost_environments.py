@@ -62,9 +62,9 @@ def make_converter(top: Path) -> None:
 def after_converter(top: Path) -> str:
     python_environment._whole.clear()
     with small_converter(top) as home:
-        if not converter.is_current(home):
+        if not converter.installed(home).is_current():
             return AGAIN
-        modules = converter.folder(home).glob("lib/*/site-packages/extra/__init__.py")
+        modules = converter.installed(home).folder.glob("lib/*/site-packages/extra/__init__.py")
         assert any(TEXT.encode() in module.read_bytes() for module in modules), "torn, and passes"
         return NEW
 
