@@ -217,13 +217,7 @@ def files(servers: Servers, planned: ClusterPlan, options: Options) -> dict[str,
     """The text of each file, by its name."""
     texts = {SERVE_FILE: folder.text([planned.body], mark=MARK)}
     if options.image:
-        made = rayservice.documents(
-            planned.servers,
-            planned.settings,
-            options,
-            configuration=planned.configuration,
-            ray=environment.version(),
-        )
+        made = rayservice.documents(planned, options, environment.version())
         texts[KUBERAY_FILE] = folder.text(made, mark=MARK)
     if servers.models:
         all_entries = [lock.entry(model) for model in servers.models.values()]

@@ -6,7 +6,7 @@ application of its own. What the gateway knows of them is its `user_config`, whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct, field, json
@@ -123,69 +123,49 @@ class ClusterServer(Struct, frozen=True, kw_only=True):
 
 class ClusterPlan(Struct, frozen=True, kw_only=True):
     """The servers of a file on a cluster, and so many gateways before them. `configuration` is the
-    file's name there."""
+    file's name there, `ingress` what each gateway needs."""
 
     configuration: str
     servers: tuple[ClusterServer, ...]
     settings: GatewaySettings
     ingresses: int
+    ingress: Resources = Resources(cpus=INGRESS_CPUS, memory=INGRESS_MEMORY)
 
     @property
     def cpus(self) -> float:
         """The processors that all replicas of all servers ask for."""
         servers = sum(each.resources.cpus * each.replicas[1] for each in self.servers)
-        return servers + self.ingresses * INGRESS_CPUS
+        return servers + self.ingresses * self.ingress.cpus
 
     @property
     def body(self) -> dict[str, Any]:
-        """What Serve deploys."""
-        return serve_config(
-            self.servers,
-            self.settings,
+        """What Serve deploys: the body of `PUT /api/serve/applications/`. Serve's proxies listen
+        where `settings` says, on every node that has a replica."""
+        known = IngressConfig(
             configuration=self.configuration,
-            ingresses=self.ingresses,
+            settings=self.settings,
+            servers={server.name: server.served for server in self.servers},
         )
-
-
-def serve_config(
-    servers: Sequence[ClusterServer],
-    settings: GatewaySettings,
-    *,
-    configuration: str,
-    ingresses: int,
-    ingress: Resources | None = None,
-) -> dict[str, Any]:
-    """What Serve deploys: the body of `PUT /api/serve/applications/`. Serve's proxies listen where
-    `settings` says, on every node that has a replica; `ingresses` is the number of gateways,
-    `ingress` what each of them needs."""
-    needed = ingress or Resources(cpus=INGRESS_CPUS, memory=INGRESS_MEMORY)
-    known = IngressConfig(
-        configuration=configuration,
-        settings=settings,
-        servers={server.name: server.served for server in servers},
-    )
-    return {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": settings.host, "port": settings.port},
-        "applications": [
-            *map(application, servers),
-            {
-                "name": GATEWAY,
-                "route_prefix": "/",
-                "import_path": GATEWAY_APP,
-                "deployments": [
-                    {
-                        "name": INGRESS,
-                        "num_replicas": ingresses,
-                        "max_ongoing_requests": INGRESS_REQUESTS,
-                        "user_config": json.decode(json.encode(known)),
-                        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-                        **needed.deployment_options,
-                    }
-                ],
-            },
-        ],
-    }
+        gateway = {
+            "name": GATEWAY,
+            "route_prefix": "/",
+            "import_path": GATEWAY_APP,
+            "deployments": [
+                {
+                    "name": INGRESS,
+                    "num_replicas": self.ingresses,
+                    "max_ongoing_requests": INGRESS_REQUESTS,
+                    "user_config": json.decode(json.encode(known)),
+                    "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+                    **self.ingress.deployment_options,
+                }
+            ],
+        }
+        return {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": self.settings.host, "port": self.settings.port},
+            "applications": [*map(application, self.servers), gateway],
+        }
 
 
 def application(server: ClusterServer) -> dict[str, Any]:

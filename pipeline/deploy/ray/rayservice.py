@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from pipeline.deploy.kubernetes.workload import DATA, EVERYWHERE, KEY, kubernete
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.server import GATEWAY
 
-from .config import ClusterServer, Resources, serve_config
+from .config import ClusterPlan, Resources
 from .environment import CUT_OFF
 
 KEYS = "/etc/llama/keys"
@@ -47,15 +47,15 @@ class PodGroup(Struct, frozen=True, kw_only=True):
     most: int
 
 
-def groups(servers: Sequence[ClusterServer], options: Options) -> list[PodGroup]:
+def groups(plan: ClusterPlan, gpus: int) -> list[PodGroup]:
     """The gateway's pods, and those of each kind of node, named after the first server on it. A
-    server that is divided has pods with gpus= GPUs each."""
-    ingresses = options.gateway_replicas
-    made = {GATEWAY: PodGroup(name=GATEWAY, resources=ON_GATEWAY, least=ingresses, most=ingresses)}
-    for server in servers:
+    server that is divided has pods with so many `gpus` each."""
+    count = plan.ingresses
+    made = {GATEWAY: PodGroup(name=GATEWAY, resources=plan.ingress, least=count, most=count)}
+    for server in plan.servers:
         resources, (least, most) = server.resources, server.replicas
         if resources.is_divided:
-            each = min(options.gpus or 1, resources.gpus)
+            each = min(gpus, resources.gpus)
             pods = math.ceil(resources.gpus / each)
             resources = replace(resources, gpus=each, is_divided=False)
             least, most = least * pods, most * pods
@@ -74,28 +74,12 @@ def groups(servers: Sequence[ClusterServer], options: Options) -> list[PodGroup]
     return list(made.values())
 
 
-def documents(
-    servers: Sequence[ClusterServer],
-    settings: GatewaySettings,
-    options: Options,
-    *,
-    configuration: str,
-    ray: str,
-) -> list[dict[str, Any]]:
+def documents(plan: ClusterPlan, options: Options, ray: str) -> list[dict[str, Any]]:
     """The claim and the RayService; `ray` is the version in the image."""
-    inside = replace(
-        settings,
-        host=EVERYWHERE,
-        api_key_file=None if settings.without_key else f"{KEYS}/{KEY}",
-    )
-    config = serve_config(
-        servers,
-        inside,
-        configuration=configuration,
-        ingresses=options.gateway_replicas,
-        ingress=ON_GATEWAY,
-    )
-    made = groups(servers, options)
+    key_file = None if plan.settings.without_key else f"{KEYS}/{KEY}"
+    inside = replace(plan.settings, host=EVERYWHERE, api_key_file=key_file)
+    plan = replace(plan, settings=inside, ingress=ON_GATEWAY)
+    made, configuration = groups(plan, options.gpus or 1), plan.configuration
     labels = {"app.kubernetes.io/part-of": configuration}
     namespace = {"namespace": options.namespace} if options.namespace else {}
     scaling = {
@@ -118,7 +102,7 @@ def documents(
             "kind": "RayService",
             "metadata": {"name": configuration, **namespace, "labels": labels},
             "spec": {
-                "serveConfigV2": _yaml(config),
+                "serveConfigV2": _yaml(plan.body),
                 "rayClusterConfig": {
                     "rayVersion": ray,
                     **(scaling if any(group.least < group.most for group in made) else {}),

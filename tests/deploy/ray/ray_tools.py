@@ -20,7 +20,7 @@ from conftest import REPOSITORY, free_port, wait_for, with_programs
 from gateway_tools import NO_TLS
 from msgspec import to_builtins
 
-from pipeline.deploy.ray.config import ClusterServer, Resources, serve_config
+from pipeline.deploy.ray.config import ClusterPlan, ClusterServer, Resources
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.server import Server
 
@@ -157,13 +157,13 @@ def server(name: str, text: str, lock: str = "", **more: Any) -> ClusterServer:
 def config(servers: list[ClusterServer], port: int) -> dict[str, Any]:
     """What is deployed, with times for a test. The gateway runs on the head."""
     settings = GatewaySettings(port=port, comment_seconds=1.0)
-    made = serve_config(
-        servers,
-        settings,
+    made = ClusterPlan(
         configuration="models.toml",
+        servers=tuple(servers),
+        settings=settings,
         ingresses=1,
         ingress=Resources(cpus=0.1, custom={"head": 1}),
-    )
+    ).body
     for app in made["applications"]:
         (deployment,) = app["deployments"]
         deployment["health_check_period_s"] = 1.0
