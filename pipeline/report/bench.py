@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct, json
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.process import outcome
@@ -21,6 +20,15 @@ PROMPT, GENERATED, REPETITIONS = 512, 128, 5  # llama-bench's own defaults
 COPIES = 2  # of the weights in memory: as read, and repacked for the processor
 SECONDS = 600.0
 OUT_OF_MEMORY = 9  # the signal with which Linux ends a process when memory runs out
+
+
+class BenchRow(Struct, frozen=True):
+    """What llama-bench prints of one phase: whether tokens were written in it, and the speed of
+    each repetition."""
+
+    n_gen: int
+    samples_ts: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1)]
+    n_threads: int = 0
 
 
 class Samples(Struct, frozen=True, kw_only=True):
@@ -70,13 +78,13 @@ def samples(
     if status:
         raise PipelineError(f"{model.name}: {program.name} {_reason(status, out, err, timeout)}")
     try:
-        rows = {bool(row["n_gen"]): row for row in json.loads(out)}
+        rows = {bool(row.n_gen): row for row in json.decode(out, type=list[BenchRow])}
         return Samples(
-            prompt=_speeds(rows[False]) if prompt else (),
-            decode=_speeds(rows[True]) if generated else (),
-            threads=int(rows[not prompt].get("n_threads", 0)),
+            prompt=rows[False].samples_ts if prompt else (),
+            decode=rows[True].samples_ts if generated else (),
+            threads=rows[not prompt].n_threads,
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, RecursionError):
         raise PipelineError(f"{model.name}: {program.name} printed no speeds") from None
 
 
@@ -93,21 +101,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     """The mean of `values` and its standard error; one value has none."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return Estimate(statistics.fmean(values), spread / math.sqrt(len(values)))
-
-
-def _speeds(row: Mapping[str, Any]) -> tuple[float, ...]:
-    """Raises ValueError, KeyError or TypeError where a row holds something else."""
-    values = tuple(map(_positive, row["samples_ts"]))
-    if not values:
-        raise ValueError("no samples")
-    return values
-
-
-def _positive(value: Any) -> float:
-    """Raises ValueError where it is no speed."""
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{value} is no speed")
-    return float(value)
 
 
 def _reason(status: int, out: str, err: str, timeout: float) -> str:
