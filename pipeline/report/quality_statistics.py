@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import Enum
-from statistics import fmean, stdev
+from statistics import StatisticsError, correlation, fmean, stdev
 
 from .figures import Estimate
 
@@ -80,10 +80,10 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's rank correlation of two rows of scores; 0 where one row is all the same."""
-    a, b = ranks(one), ranks(other)
-    mean = (len(a) + 1) / 2
-    spread = math.sqrt(sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b))
-    return sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True)) / spread if spread else 0
+    try:
+        return correlation(ranks(one), ranks(other))
+    except StatisticsError:
+        return 0.0
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
