@@ -14,8 +14,6 @@ def sha256(path: Path) -> str:
 
 def git_blob(path: Path) -> str:
     """The SHA-1 that git gives to the file's content, in hex (git's identity, not a secret)."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    begun = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1024 * 1024):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: begun).hexdigest()
