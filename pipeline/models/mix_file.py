@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +163,21 @@ def _matrix_and_text(
     except PipelineError as error:
         error.hint = "pass imatrix=PATH, a matrix or a text"
         raise
-    options = ENCODER_OPTIONS if encodes else MATRIX_OPTIONS
-    matrix = _matrix(quantization, home, programs, text, digest, options)
+    if programs.imatrix is None:
+        raise PipelineError(
+            "llama-imatrix is not here, to compute an importance matrix with",
+            "pass imatrix=PATH, a matrix that was computed elsewhere",
+        )
+    matrix = imatrix.make(
+        quantization.target.parent,
+        model=quantization.input,
+        digest=digest,
+        text=text,
+        program=programs.imatrix,
+        tool=programs.tool,
+        home=home,
+        options=ENCODER_OPTIONS if encodes else MATRIX_OPTIONS,
+    )
     return matrix, None if encodes else text
 
 
@@ -174,29 +187,3 @@ def _text_if_here(tree: Path, home: Home) -> Path | None:
     except PipelineError as error:
         log.info(f"warning: {error.message}\nwhat errors cost the model is not measured")
         return None
-
-
-def _matrix(
-    quantization: Quantization,
-    home: Home,
-    programs: MixPrograms,
-    text: Path,
-    digest: str,
-    options: Sequence[str],
-) -> Path:
-    """The importance matrix of the model for a text, with what its last tensor is fed with."""
-    if programs.imatrix is None:
-        raise PipelineError(
-            "llama-imatrix is not here, to compute an importance matrix with",
-            "pass imatrix=PATH, a matrix that was computed elsewhere",
-        )
-    return imatrix.make(
-        quantization.target.parent,
-        model=quantization.input,
-        digest=digest,
-        text=text,
-        program=programs.imatrix,
-        tool=programs.tool,
-        home=home,
-        options=options,
-    )
