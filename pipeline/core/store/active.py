@@ -56,7 +56,8 @@ def others(folder: Path) -> list[ActiveRun]:
     own = f"{os.getpid()}.json"
     files = (file for file in _active(folder).glob("*.json") if file.name != own)
     unknown = ActiveRun(command="a run that cannot be read")
-    runs = [(file, json_file.read(file, _run)) for file in files if _is_alive(file)]
+    alive = [file for file in files if _is_alive(file)]
+    runs = [(file, json_file.read(file, lambda data: convert(data, ActiveRun))) for file in alive]
     # One that has just ended took its file away.
     return [run or unknown for file, run in runs if run or file.exists()]
 
@@ -99,10 +100,6 @@ def _end(path: Path) -> None:
 
 def _active(folder: Path) -> Path:
     return folder / "active"
-
-
-def _run(data: dict[str, object]) -> ActiveRun:
-    return convert(data, ActiveRun)
 
 
 def _wait_for_removals(folder: Path) -> None:
