@@ -69,11 +69,6 @@ class Perplexity(Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     shows_progress: bool = True
 
-    @property
-    def scored(self) -> int:
-        """How many tokens of a chunk are compared: those of its second half."""
-        return self.ctx_size - 1 - self.ctx_size // 2
-
     def words(self, model: Path, base: Path) -> list[str]:
         """The part of the command line that both runs share."""
         return [
@@ -84,11 +79,16 @@ class Perplexity(Struct, frozen=True, kw_only=True):
         ]
 
 
+def scored(ctx_size: int) -> int:
+    """How many tokens of a chunk are compared: those of its second half."""
+    return ctx_size - 1 - ctx_size // 2
+
+
 def chunk_bytes(vocabulary: int, ctx_size: int) -> int:
     """What a chunk takes in the file of the unquantized model: 16 bits for each token of the
     vocabulary, a scale and a minimum, for each token that is compared."""
     row = 2 * ((vocabulary + 1) // 2) + 4
-    return (ctx_size - 1 - ctx_size // 2) * row * 2
+    return scored(ctx_size) * row * 2
 
 
 def group_size(vocabulary: int, ctx_size: int) -> int:
@@ -212,6 +212,11 @@ def _number(text: str) -> float:
     return math.inf if math.isnan(value) else value
 
 
+def plain_name(model: Path) -> str:
+    """The name of a file, also of one that is being made."""
+    return model.name.strip(".").removesuffix(".part")
+
+
 def _log(tool: Perplexity, model: Path) -> Path:
     return tool.logs / f"perplexity-{model.parent.name}-{model.name.strip('.')}.log"
 
@@ -239,8 +244,7 @@ def _run(
         memory=tools.HEADER_MEMORY + 2 * logits,
     )
     sandbox = replace(sandbox, file_bytes=tools.GIB + writes)
-    title = f"measuring {model.name.strip('.').removesuffix('.part')}"
-    with bar(title) if tool.shows_progress else nullcontext() as update:
+    with bar(f"measuring {plain_name(model)}") if tool.shows_progress else nullcontext() as update:
 
         def watch(line: str) -> None:
             lines.append(line)

@@ -296,7 +296,7 @@ def _passages(
 def quality(setup: Setup, sample: Sample, quant: str, size: int, bits_per_weight: float) -> Quality:
     """The figures of a quant of `size` bytes."""
     ratio = sample.figure("log_ratio")
-    scored = setup.perplexity.scored if setup.perplexity else 1
+    scored = divergence.scored(setup.perplexity.ctx_size) if setup.perplexity else 1
     value = math.exp(ratio.value) if ratio else 0.0
     return Quality(
         quant=quant,

@@ -14,7 +14,7 @@ from msgspec import DecodeError, Meta, Struct, json
 from pipeline.core.errors import PipelineError
 from pipeline.core.progress import bar
 from pipeline.models import texts
-from pipeline.models.divergence import Piece
+from pipeline.models.divergence import Piece, plain_name
 from pipeline.serve import health
 from pipeline.serve.server import Server
 
@@ -59,7 +59,7 @@ def passages(text: str) -> list[str]:
 def embeddings(serving: Serving, model: Path, inputs: Sequence[str]) -> list[list[float]]:
     """A vector for each text. Raises PipelineError."""
     vectors = []
-    with serving(model) as server, bar(f"measuring {_name(model)}") as update:
+    with serving(model) as server, bar(f"measuring {plain_name(model)}") as update:
         for number, text in enumerate(inputs, start=1):
             answer = _post(server, "/v1/embeddings", {"input": text}, EmbeddingAnswer)
             vectors.append(_numbers(answer.data[0].embedding))
@@ -71,7 +71,7 @@ def scores(serving: Serving, model: Path, groups: Sequence[Sequence[str]]) -> li
     """For each group of documents the score of each, for a query that the first one begins with.
     Raises PipelineError."""
     rows = []
-    with serving(model) as server, bar(f"measuring {_name(model)}") as update:
+    with serving(model) as server, bar(f"measuring {plain_name(model)}") as update:
         for number, documents in enumerate(groups, start=1):
             query = " ".join(documents[0].split()[:QUERY_WORDS])
             body = {"query": query, "documents": list(documents)}
@@ -106,10 +106,6 @@ def _finite(value: float) -> float:
 def _numbers(values: Sequence[float | None]) -> list[float]:
     """JSON has no NaN: llama-server writes null."""
     return [math.nan if value is None else float(value) for value in values]
-
-
-def _name(model: Path) -> str:
-    return model.name.strip(".").removesuffix(".part")
 
 
 def _post(server: Server, path: str, body: Mapping[str, object], kind: type[Answer]) -> Answer:
