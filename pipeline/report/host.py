@@ -66,8 +66,10 @@ def _cards() -> tuple[tuple[str, ...], str]:
     """The graphics cards, and the version of NVIDIA's driver."""
     if sys.platform == "win32":
         from pipeline.bins.hardware import nvidia
+        from pipeline.core.process import capture
 
-        gpus = nvidia.find()
+        answer = capture(["nvidia-smi", *nvidia.CARD_QUERY], timeout=10)
+        gpus = nvidia.parse_cards(answer or "")
         return tuple(gpu.name for gpu in gpus), gpus[0].driver if gpus else ""
     cards = []
     with suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -180,6 +181,24 @@ def test_the_machine_has_no_name() -> None:
     machine = host.describe()
     assert machine.processor and machine.processors == capacity.processors()
     assert 0 < machine.memory < 100_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in")
+def test_on_windows_a_driver_of_nvidia_is_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        "*driver_version*) echo 'NVIDIA H100, 9.0, 580.95.05, Disabled, 81559' ;;\n"
+        "*) echo 'NVIDIA H100, 81559, 81079' ;;\n"
+        "esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert host._cards() == (("NVIDIA H100",), "580.95.05")
 
 
 def test_the_memory_is_faster_than_nothing_and_slower_than_light() -> None:
