@@ -71,6 +71,18 @@ def through(url: str) -> str:
     return f"; requests go through the proxy in {name}" if name else ""
 
 
+def trust(error: object) -> str:
+    """What helps where a server's certificate is not trusted, as behind a proxy that reads along;
+    nothing for another error."""
+    if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+        return ""
+    unread = next((name for name in CERTIFICATES[2:] if os.environ.get(name)), "")
+    return (
+        "; if a proxy here signs with a certificate of its own, name a file that holds it: "
+        f"SSL_CERT_FILE=FILE{f' ({unread} is not read)' if unread else ''}"
+    )
+
+
 def settings() -> str:
     """`; set here: HTTPS_PROXY, SSL_CERT_FILE (does not exist)`, or nothing: what pip heeds too."""
     names = _proxies()

@@ -102,7 +102,7 @@ def errors_explained(repo: str, revision: str = "", name: str = "") -> Iterator[
         raise
     except Exception as error:  # the client's own, its HTTP library's, the system's
         refused = _refused(repo, error)
-        refused.hint += network.through(endpoint())
+        refused.hint += network.through(endpoint()) + network.trust(error)
         raise refused from None
 
 
@@ -124,6 +124,10 @@ def _refused(repo: str, error: Exception) -> PipelineError:
         return PipelineError(
             f"{repo}: {endpoint()} does not answer as a hub does ({why})",
             "check HF_ENDPOINT, and whether a proxy or a login page answers in the hub's place",
+        )
+    if isinstance(error, OSError) and error.filename:  # a token or a cache that cannot be read
+        return PipelineError(
+            f"{error.filename}: {error.strerror}", "HF_HOME and HF_TOKEN_PATH say where it is"
         )
     what = f"it answered {status}" if status else type(error).__name__
     is_system = not status and isinstance(error, (OSError, ImportError))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -97,7 +98,7 @@ def parse(text: str) -> Reference:
     if text in pins().demos:
         return Reference(kind="demo", text=text)
     plain = text if text.lower().startswith("hf://") else text.removeprefix("hf:")
-    match = HUB.fullmatch(plain)
+    match = HUB.fullmatch(plain.removesuffix("/"))
     path = absolute(text)
     if plain == text and exists(path):
         note = f"{text}: taken for the path {path}, which exists" if match else ""
@@ -126,14 +127,22 @@ def repository(name: str) -> Reference | None:
 
 def _of_match(text: str, match: re.Match[str]) -> Reference:
     """The reference to the hub that `match` spells. Raises UsageError."""
+    if foreign := [letter for letter in match["repo"] if not letter.isascii()]:
+        name = unicodedata.name(foreign[0], "no letter")
+        raise UsageError(
+            f"model={text}: no repository has {foreign[0]!r} ({name}) in its name, and no path "
+            "is called so",
+            "type the name instead of copying it",
+        )
     if match["quant"] and match["late"]:
         raise UsageError(f"model={text}: names two quants", HINT)
+    quant = match["quant"] or match["late"] or ""
     return Reference(
         kind="hub",
         text=text,
         repo=match["repo"],
         revision=match["revision"] or "",
-        quant=match["quant"] or match["late"] or "",
+        quant="" if quant.lower() == "latest" else quant,  # as Ollama writes the default one
     )
 
 
@@ -195,6 +204,10 @@ def parse_address(text: str) -> Reference | None:
     else:
         path = parts.path
     if host not in {*HOSTS, _own_host()} - {""}:
+        if scheme and scheme[0].lower() == "file://":
+            raise UsageError(
+                f"model={text}: is the address of a file here", f"pass its path: {unquote(path)}"
+            )
         if scheme:
             raise _address_error(
                 text, "is not an address of the hub; download the file and pass its path"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import ssl
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -333,6 +336,32 @@ def test_a_variable_with_which_nothing_is_reached_is_named(
     assert "secret" not in message
 
 
+def test_a_token_that_cannot_be_read_is_named(ask: Ask, tmp_path: Path) -> None:
+    message = ask("org/gguf", HF_TOKEN_PATH=str(tmp_path))["error"]
+    assert f"{tmp_path}: Is a directory" in message and "HF_TOKEN_PATH" in message
+
+
+def test_a_proxy_with_a_certificate_of_its_own_is_told_how_to_trust(
+    ask: Ask, tmp_path: Path
+) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    words += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl")
+    subprocess.run(
+        ["openssl", "req", "-x509", *words, "-keyout", key, "-out", certificate],
+        check=True,
+        capture_output=True,
+    )
+    with proxy(200, certificate=(certificate, key)) as url:
+        url = url.replace("http:", "https:")
+        message = ask("org/gguf", HF_ENDPOINT=url, REQUESTS_CA_BUNDLE=certificate)["error"]
+        assert "SSL_CERT_FILE=FILE (REQUESTS_CA_BUNDLE is not read)" in message
+        message = ask("org/gguf", HF_ENDPOINT=url, SSL_CERT_FILE=certificate)["error"]
+        assert "does not answer as a hub does" in message, "the page itself came"
+
+
 class Page(BaseHTTPRequestHandler):
     """A login page, or a proxy's error, in the place of everything."""
 
@@ -348,9 +377,17 @@ class Page(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def proxy(status: int, kind: str = "text/html; charset=utf-8") -> Iterator[str]:
+def proxy(
+    status: int,
+    kind: str = "text/html; charset=utf-8",
+    certificate: tuple[str, str] | None = None,
+) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
         page.answer = status, kind  # type: ignore[attr-defined]
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            page.socket = context.wrap_socket(page.socket, server_side=True)
         threading.Thread(target=page.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{page.server_port}"
         page.shutdown()

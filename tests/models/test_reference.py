@@ -32,6 +32,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("hf:org/model:Q4_K_M@abc123", "org/model", "abc123", "Q4_K_M"),
         ("hf:Org-1/my_model.v2", "Org-1/my_model.v2", "", ""),
         ("hf:org/model.gguf", "org/model.gguf", "", ""),
+        ("org/model/", "org/model", "", ""),
+        ("org/model:latest", "org/model", "", ""),
+        ("hf.co/org/model:latest", "org/model", "", ""),
     ],
 )
 def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
@@ -95,6 +98,9 @@ def test_a_pasted_address_means_what_it_says(
         ("https://example.com/model.gguf", "not an address of the hub"),
         ("https://ollama.com/library/llama3", "not an address of the hub"),
         ("s3://bucket/model.gguf", "not an address of the hub"),
+        ("file:///models/a%20b.gguf", "is the address of a file here"),
+        ("оrg/model", "CYRILLIC SMALL LETTER O"),
+        ("hf.co/org/mοdel", "GREEK SMALL LETTER OMICRON"),
         ("https://[::1/org/model", "not an address"),
         ("https://huggingface.co/org/model/blob/main/pytorch_model.bin", "is no GGUF"),
         ("https://huggingface.co/org/model/blob/main/onnx/model.onnx", "is no GGUF"),

@@ -124,7 +124,7 @@ def _errors_explained(what: str) -> Iterator[None]:
         raise PipelineError(
             f"{what} could not be fetched: {trouble(error)}",
             "check the network and the proxy, then run the same command again"
-            f"{_instead(what)}{network.settings()}",
+            f"{_instead(what)}{network.settings()}{network.trust(error)}",
         ) from None
 
 

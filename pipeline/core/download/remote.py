@@ -179,7 +179,7 @@ class Remote:
         if problem.expired:
             raise PipelineError(f"{self.name}: {problem}", "check whether you still have access")
         if problem.wait is not None or (retries.failures > RETRIES and is_stuck):
-            hint = f"{AGAIN}{network.through(location.url)}"
+            hint = f"{AGAIN}{network.through(location.url)}{network.trust(problem)}"
             raise PipelineError(f"{self.name}: {problem}", hint)
         self.halted.wait(self._pause * 2 ** min(retries.failures - 1, RETRIES - 1))
 
