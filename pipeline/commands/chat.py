@@ -210,7 +210,7 @@ def chat_server(server: Server, larger: str) -> completions.ChatServer:
 def at_url(session: Session) -> completions.ChatServer:
     """The server of url=, with the model of name=, or its only one. Raises PipelineError."""
     request = session.request
-    url = request.servers.url.rstrip("/").removesuffix("/v1")
+    url = claude.base_of(request.servers.url)
     key = first_key(Path(request.api_key_file)) if request.api_key_file else ""
     models = claude.chat_models(url, key, f"start a server: {doitw('serve model=…')}")
     names = request.servers.names

@@ -65,7 +65,7 @@ def address(session: Session) -> Endpoint:
     request = session.request
     if request.servers.url:
         return Endpoint(
-            url=request.servers.url.rstrip("/").removesuffix("/v1"),
+            url=claude.base_of(request.servers.url),
             key_file=request.api_key_file or None,
             advice=f"start a server: {doitw('serve model=…')}",
         )

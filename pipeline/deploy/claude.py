@@ -176,3 +176,12 @@ def _get(url: str, key: str, advice: str, kind: type[Answer]) -> Answer:
         return json.decode(answer.content, type=kind)
     except (MsgspecError, RecursionError) as error:
         raise PipelineError(f"{url}: unexpected answer: {error}", advice) from None
+
+
+def base_of(url: str) -> str:
+    """A server's address, of which clients take more or less: its host alone, the base of OpenAI's
+    API, or all of the endpoint."""
+    url = url.strip().rstrip("/")
+    for end in ("/chat/completions", "/models", "/v1"):
+        url = url.removesuffix(end)
+    return url if "://" in url else f"http://{url}"

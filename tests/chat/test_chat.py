@@ -139,6 +139,8 @@ def test_one_question(bare: Doit, server: tuple[str, list[Any]]) -> None:
     assert requests[-1]["model"] == "one"
 
     assert asked(bare, f"url={url}", text=b"hello\n").stdout == b"Hello\n"
+    for pasted in (url.removeprefix("http://"), f"{url}/v1/chat/completions/", f"{url}/v1/models"):
+        assert asked(bare, f"url={pasted}", "prompt=hello").stdout == b"Hello\n", pasted
     key = bare.home / "key ü"
     key.write_text("secret\n")
     asked(bare, f"url={url}", "prompt=hello", f"api_key_file={key}", text="a ü\n".encode())
