@@ -27,7 +27,8 @@ def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean X?` for the nearest of `known`, or nothing."""
     import difflib
 
-    swapped = [each for each in known if sorted(each) == sorted(word)]  # the same letters
+    swapped = [each for each in known if each.casefold() == word.casefold()]
+    swapped += [each for each in known if sorted(each) == sorted(word)]  # the same letters
     near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -84,7 +85,11 @@ def one_path(text: str | Path) -> Path:
 def home() -> Home:
     """The home that the environment names."""
     path = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
-    return Home(absolute(path) if path else REPOSITORY)
+    root = absolute(path) if path else REPOSITORY
+    with suppress(OSError):  # too long a name, of which the first use tells
+        if path and root.exists() and not root.is_dir():
+            raise UsageError(f"LLAMA_PIPELINE_HOME={path}: is no folder", "name one, or unset it")
+    return Home(root)
 
 
 def elsewhere(chosen_by: str, folder: str) -> str:

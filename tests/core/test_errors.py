@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.core.errors import doitw
+from pipeline.core.errors import did_you_mean, doitw
 
 ANY = pytest.mark.skipif(sys.platform == "win32", reason="paths of other systems")
 
@@ -38,3 +38,8 @@ def test_a_command_that_the_shell_finds_goes_by_its_name(monkeypatch: pytest.Mon
     monkeypatch.setenv("LLAMA_PIPELINE_COMMAND", "/bin/sh")
     monkeypatch.setenv("PATH", "/bin")
     assert doitw("up") == "sh up"
+
+
+def test_another_letter_case_is_the_nearest() -> None:
+    assert did_you_mean("MODEL", ["mode", "model"]) == "; did you mean model?"
+    assert did_you_mean("XYZ", ["model"]) == ""

@@ -98,6 +98,13 @@ def test_home(
     ]
 
 
+def test_a_file_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*file: is no folder"):
+        paths.home()
+
+
 def test_the_repository_is_the_home_by_default() -> None:
     assert (paths.home().root / "dodo.py").is_file()
 

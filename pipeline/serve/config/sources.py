@@ -71,11 +71,26 @@ def toml(file: Path) -> dict[str, Any]:
         return bounded(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
-        raise UsageError(f"{file}: {at}: is no TOML: {why}", "configs/ has examples") from None
+        raise UsageError(f"{file}: {at}: is no TOML: {why}", _hint(text, at)) from None
     except ValueError:  # Python limits how many digits it reads
         raise UsageError(f"{file}: {TOO_LARGE}") from None
     except RecursionError:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
+
+
+def _hint(text: str, at: str) -> str:
+    """What is often meant by a line that is no TOML; `at` says which one it is."""
+    number = re.match(r"line (\d+)", at)
+    line = text.split("\n")[int(number[1]) - 1] if number else ""
+    if re.search(r'"[^"]*\\', line):
+        return (
+            "write a path with backslashes in single quotes: in double ones each begins an escape"
+        )
+    if re.search(r"=\s*(true|false|yes|no|on|off)\s*(#|$)", line, re.IGNORECASE):
+        return "a switch is true or false, in lower case"
+    if re.search("[\u2018\u2019\u201c\u201d\u00a0]", line):
+        return "it has quotes or spaces of a text program; type them anew"
+    return "configs/ has examples"
 
 
 def overrides(text: str, where: str) -> dict[str, Any]:

@@ -388,6 +388,22 @@ class TestTexts:
             load(file)
         assert str(file) in caught.value.message and line in caught.value.message
 
+    @pytest.mark.parametrize(
+        ("line", "hint"),
+        [
+            ('model = "C:\\Users\\m.gguf"', "write a path with backslashes in single quotes"),
+            ("x = True # on", "a switch is true or false, in lower case"),
+            ("x = \u201ca\u201d", "it has quotes or spaces of a text program"),
+            ("x = [", "configs/ has examples"),
+        ],
+    )
+    def test_what_is_often_meant(self, tmp_path: Path, line: str, hint: str) -> None:
+        file = tmp_path / "models.toml"
+        file.write_text(f"y = 1\n{line}\n", encoding="utf-8")
+        with pytest.raises(UsageError, match=r"line 2|is no TOML") as caught:
+            load(file)
+        assert caught.value.hint.startswith(hint)
+
     def test_a_byte_order_mark_and_windows_lines(self, tmp_path: Path) -> None:
         file = tmp_path / "models.toml"
         file.write_bytes(b"\xef\xbb\xbf[instance.a.server]\r\nport = 1\r\n")
