@@ -209,6 +209,7 @@ def guarded(action: Callable[[], None]) -> Callable[[], TaskFailed | None]:
     def run() -> TaskFailed | None:
         try:
             action()
+            sys.stdout.flush()
         except UsageError as error:
             refuse(error)
         except PipelineError as error:

@@ -99,3 +99,21 @@ def test_what_only_the_summary_needs_is_loaded_while_the_server_starts(
     assert modules & SLOW == set()
     assert "pipeline.commands.summary" not in modules
     assert len(modules) < MOST, "is one of them only needed later?"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("module", ["doit", "pipeline"])
+def test_an_output_that_cannot_be_written_is_named(bare: Doit, module: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", module, "plan", "model=demo"],
+            cwd=REPOSITORY,
+            env=bare.env,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "the output cannot be written: No space left on device" in done.stderr

@@ -157,12 +157,27 @@ def _free(folder: Path) -> int:
 def described(error: OSError, folder: Path) -> str:
     """The message for an error of the system that no step expects. `folder` is where most of what
     is written lies."""
+    if error.errno in FULL and not error.filename and _is_output_full():
+        return (
+            f"the output cannot be written: {error.strerror}\n"
+            "  hint: free some space where it goes, or send it elsewhere"
+        )
     is_of_disk = error.errno in (*FULL, errno.EIO, errno.EROFS)
     known = disk_error(error, folder) if is_of_disk else None
     path = Path(os.fsdecode(error.filename or ""))
     if isinstance(error, FileNotFoundError) and path.is_relative_to(folder):
         return f"{path} is gone: another run may have removed it\n  hint: run this again"
     return str(known or f"{error.filename or 'the system'}: {error.strerror or error}")
+
+
+def _is_output_full() -> bool:
+    """Whether what was printed cannot be written, as on the disk of `plan … > FILE`."""
+    try:
+        print(flush=True)  # what could not be written may be dropped by now
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again
+        return True
+    return False
 
 
 def flush(path: Path) -> None:
