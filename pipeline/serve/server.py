@@ -154,6 +154,11 @@ class Server(Keeping, frozen=True, kw_only=True):
         return {"name": self.name, **to_builtins(self)}
 
 
+def elsewhere(name: str, **known: Any) -> Server:
+    """A server that others start, and whose log they keep: `known` says how it is reached."""
+    return Server(name=name, executable="", cmd=(), folder="", log_file="", **known)
+
+
 def service(environ: Mapping[str, str]) -> dict[str, str]:
     """`service` for a summary; nothing where the environment names none."""
     name_and_version = " ".join(filter(None, (environ.get(name, "").strip() for name in SERVICE)))

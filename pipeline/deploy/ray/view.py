@@ -14,9 +14,9 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from pipeline.core import log
-from pipeline.serve.gateway.remote import NO_FILE, RemoteView
+from pipeline.serve.gateway.remote import RemoteView
 from pipeline.serve.gateway.servers import Target, of_targets
-from pipeline.serve.server import DEMAND, Server
+from pipeline.serve.server import DEMAND, Server, elsewhere
 from pipeline.serve.supervisor.state import ASLEEP, FAILED, LOADING, READY, WAITING, Folder
 
 from .cluster import FAILED as NOT_DEPLOYED
@@ -29,17 +29,13 @@ LOOK_SECONDS = 1.0  # between two looks at the states
 
 def server_of(name: str, served: ServedOnCluster) -> Server:
     """The record of a server on the cluster; a lease says where one of its replicas is."""
-    return Server(
-        name=name,
+    return elsewhere(
+        name,
         engine=served.engine,
         kind=served.kind,
         aliases=served.aliases,
         start=served.start,
         ready_timeout=served.ready_timeout,
-        executable="",
-        cmd=(),
-        folder="",
-        log_file=NO_FILE,
     )
 
 

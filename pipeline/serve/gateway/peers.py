@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.serve.guard.refusal import Refused
-from pipeline.serve.server import GATEWAY, Server
+from pipeline.serve.server import GATEWAY, elsewhere
 
 from .servers import Target
 from .settings import GatewaySettings
@@ -66,8 +66,6 @@ async def _addresses(url: str) -> Sequence[Target]:
         found = await anyio.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise Refused(503, f"gateway.peers: {url}: {error}") from None
-    server = Server(
-        name=GATEWAY, executable="", cmd=(), folder="", log_file="", port=parts.port or 80
-    )
+    server = elsewhere(GATEWAY, port=parts.port or 80)
     hosts = dict.fromkeys(str(address[0]) for *_, address in found)
     return [Target(instance=replace(server, host=host), state="") for host in hosts]

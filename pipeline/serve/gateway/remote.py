@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import UsageError
-from pipeline.serve.server import BOOT, DEMAND, LLAMA_CPP, Server
+from pipeline.serve.server import BOOT, DEMAND, LLAMA_CPP, Server, elsewhere
 from pipeline.serve.supervisor.state import ASLEEP, LOADING, READY, Folder
 
 from .servers import ServerList, Target, View, of_targets
@@ -27,7 +27,6 @@ from .upstream import NoAnswer, ask
 
 LOOK_SECONDS = 1.0  # between two looks at a server
 ANSWER_SECONDS = 2.0  # for its health
-NO_FILE = ""  # of a log: whoever runs the server keeps it
 
 
 class RemoteServer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,14 +47,10 @@ class RemoteServer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if url.scheme != "http" or not url.hostname or url.query or url.fragment:
             raise ValueError("must be such as http://chat:8080")
         url.hostname.encode("idna")
-        return Server(
-            name=name,
+        return elsewhere(
+            name,
             engine=self.engine,
             kind=self.kind,
-            executable="",
-            cmd=(),
-            folder="",
-            log_file=NO_FILE,
             host=url.hostname,
             port=url.port or 80,
             prefix=url.path.rstrip("/"),
