@@ -83,8 +83,21 @@ def _words(own: list[str], command: str) -> list[str]:
             others.append(word)
     if command == "info" and len(named) != 1:
         raise UsageError("info: needs one task", doitw("info TASK"))
+    _require_one_value(word for word in others if "=" in word)
     first = [command] if command in own else []
     return [*first, *dashed, *others]
+
+
+def _require_one_value(words: Iterable[str]) -> None:
+    """Raise UsageError where a variable is given two values: doit would take the last one."""
+    given: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        before = given.setdefault(name.replace("-", "_"), value)
+        if before != value:
+            raise UsageError(
+                f"{name}={before} and {name}={value} contradict each other", f"leave one {name}= out"
+            )
 
 
 def _is_free(word: str, command: str, named: list[str]) -> bool:

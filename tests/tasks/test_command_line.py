@@ -88,6 +88,9 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("help ctx_sise", "did you mean ctx_size\\?"),
         ("list --statsu", "--statsu: there is no such option; did you mean --status\\?"),
         ("clean --port", "--port: needs a value"),
+        ("serve port=1 model=demo port=2", "port=1 and port=2 contradict each other"),
+        ("serve --port 1 port=2", "port=1 and port=2 contradict each other"),
+        ("serve server.top_k=1 --server.top-k 2", "server.top-k=1 and server.top-k=2 contradict"),
     ],
 )
 def test_mistakes_are_answered_by_what_there_is(line: str, said: str) -> None:
