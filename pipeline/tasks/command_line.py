@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.bins.compile import source
 from pipeline.commands import request
-from pipeline.commands.variables import GROUPS, SERVER, TABLE
+from pipeline.commands import variables as all_variables
 from pipeline.core.errors import UsageError, did_you_mean, doitw
 from pipeline.core.paths import home, project_version
 from pipeline.core.variables import NO, YES, Variable, flag, variables
@@ -26,6 +26,7 @@ COMMANDS = (
 )  # doit's, with options of their own
 PRINTING = ("list", "help", "info", "completion", "tabcompletion")
 OF_TASKS = ("list", "help", "run", "clean", "forget", "info", "ignore", "strace", "reset-dep")
+SERVER = "server."
 ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 
 # What users of other tools type, and its name here.
@@ -193,15 +194,15 @@ def _value(word: str, rest: deque[str], *, is_flag: bool) -> str:
 
 
 def parsers() -> Mapping[str, object]:
-    """The parser of each variable, by its name."""
-    return {each.name: each.parse for each in TABLE}
+    """The parser of each variable, by its name: loaded only where an option is written."""
+    return {each.name: each.parse for each in all_variables.TABLE}
 
 
 def read_by(step: AnyStep[Any]) -> list[Variable]:
     """The variables that a step reads, in the order of their groups."""
     names = [
         each
-        for group, members in GROUPS.items()
+        for group, members in all_variables.GROUPS.items()
         for each in variables(members).values()
         if (group in step.reads or each.name in step.reads) and step.name in (each.of or step.name)
     ]

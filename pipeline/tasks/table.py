@@ -1,7 +1,7 @@
 """The table of steps: what each makes, when it is up to date, and what has to run before it.
 
-Nothing is imported here but at need: the command line is checked against this table before doit is
-loaded.
+Nothing is imported here but at need: the command line is checked against this table before doit,
+or anything of the pipeline, is loaded.
 """
 
 from __future__ import annotations
