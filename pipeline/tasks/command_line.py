@@ -97,7 +97,8 @@ def _require_one_value(words: Iterable[str]) -> None:
         before = given.setdefault(name.replace("-", "_"), value)
         if before != value:
             raise UsageError(
-                f"{name}={before} and {name}={value} contradict each other", f"leave one {name}= out"
+                f"{name}={before} and {name}={value} contradict each other",
+                f"leave one {name}= out",
             )
 
 
