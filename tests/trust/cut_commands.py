@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import Run, free_port
+from conftest import Run, free_port, know_machine
 from cut_worlds import World
 from fakes import hub, llama_tree, releases
 from fakes.tiny_llama import TEXT
@@ -238,6 +238,7 @@ def upgrade(parts: Parts, top: Path) -> Iterator[World]:
     world = World(top, ("upgrade", "to=b7001", "yes=1"), most_fails=60)
     (world.home / "bins").mkdir(parents=True)
     shutil.copytree(parts.programs, world.home / "bins" / TAG, copy_function=os.link)
+    know_machine(world.home)  # else half of each try
     with releases.start() as site:
         site.add("b7001", {})
         site.commit(tree, "b7001")

@@ -227,7 +227,7 @@ def stat_cache_file(text: str, folder: Path) -> None:
 
 @harness(
     strategies.tuples(damaged({"command": "serve", "files": ["/x"]}), texts),
-    spoil=replace(active, "_run", lambda data: data["command"].partition(" ")),
+    spoil=replace(active, "convert", lambda data, kind: data["command"].partition(" ")),
     cases=[({"command": "x"}, stem) for stem in ("-1", "0", "9" * 30, "x", "１")],
 )
 def active_runs(example: tuple[Any, str], folder: Path) -> None:
