@@ -218,8 +218,15 @@ def watch(out: int, err: int, told: int) -> None:
     os.close(out)
     os.close(err)
     os.write(told, f"{pid}\n".encode())
+    poll = select.poll()
+    poll.register(told, 0)  # whether anybody still reads
+    poll.register(os.pidfd_open(pid), select.POLLIN)
+    if any(file == told for file, _ in poll.poll()):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGTERM)  # the tests were interrupted, and nobody else ends it
     _, status = os.waitpid(pid, 0)
-    os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):
+        os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 

@@ -37,6 +37,7 @@ from pipeline.models.convert import Conversion
 
 FOLDER = cache(Home(REPOSITORY)) / "tests"
 MOST = 3  # of a kind that are kept
+LONGEST = 3500  # seconds for a build, without anything kept and beside other tests
 MOST_CONVERTED = 24  # models, of some hundred MB at most
 RECEIPTS = ".state.json"
 
@@ -52,7 +53,7 @@ def build(doit: Doit, *words: str) -> None:
             shutil.copytree(kept, doit.home / "bins" / tag)
             assert doit("build_bins", *words).steps == [], "what was kept is not what is built"
             return
-        doit("build_bins", *words)
+        doit("build_bins", *words, timeout=LONGEST)
         keep(doit.home / "bins" / tag, kept)
 
 

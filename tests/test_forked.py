@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import forked
+import psutil
 import pytest
 from conftest import wait_for
 
@@ -88,3 +89,23 @@ def test_one_that_is_not_waited_for(tmp_path: Path, end: int | None) -> None:
     assert process.wait(60) == (-end if end else 5)
     assert process.poll() == process.returncode == process.wait()
     process.kill()  # nothing, once it has ended
+
+
+START = """
+import os, sys, time
+import forked
+process = forked.start(["-c", "import time; time.sleep(600)"], 1, 2, os.environ)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a new Python is started")
+def test_a_run_ends_where_the_tests_are_interrupted() -> None:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    words = [sys.executable, "-c", START]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) as tests:
+        assert tests.stdout
+        run = psutil.Process(int(tests.stdout.readline()))
+        tests.kill()
+    wait_for(lambda: not run.is_running(), 30)
