@@ -227,7 +227,9 @@ def is_up_to_date(model: StoredModel, llama_cpp: Recipe, tool: Recipe | None) ->
     """Whether the converter of the source `llama_cpp`, and the llama-quantize that receipts name as
     `tool`, would not make it again. Nothing is hashed."""
     entries = receipts.load(model.files[0].parent)
-    recipe = entries[model.files[0].name].recipe
+    if (entry := entries.get(model.files[0].name)) is None:
+        return True  # another run has just removed it, so nothing is old
+    recipe = entry.recipe
     if recipe.get("step") == "quantize":
         if recipe.get("tool") != tool:
             return False

@@ -108,3 +108,10 @@ def test_what_is_unfinished_or_changed_is_no_model(home: Home) -> None:
     assert [left.name for left in stored.unfinished] == [f".{path.name}.part"]
     assert stored.unknown == (other,)
     assert "Q8_0" not in {x.quant for x in stored.models} and len(stored.models) == 3
+
+
+def test_what_another_run_removes_meanwhile_is_not_old(home: Home) -> None:
+    (made,) = [x for x in on_disk.look(home).models if x.files[0].name == "model.q4_k_m.gguf"]
+    assert not on_disk.is_up_to_date(made, {}, {"commit": "another one"})
+    receipts.change(made.files[0], None)
+    assert on_disk.is_up_to_date(made, {}, {"commit": "another one"})

@@ -128,8 +128,9 @@ def test_vocabularies_do_no_harm(
 ) -> None:
     """llama.cpp may end by an assertion of its own, but reads and writes nothing it may not."""
     log, path, counts = tmp_path / "log", tmp_path / "a.gguf", Counter[str]()
+    program = build("vocabulary_loader.cpp")  # which may take longer than all that follows
     end = time.monotonic() + SECONDS
-    with loader(build("vocabulary_loader.cpp"), log) as load:
+    with loader(program, log) as load:
         for data in files(chance, vocabulary):
             if time.monotonic() > end:
                 break
