@@ -37,7 +37,8 @@ class Kept:
         shutil.rmtree(self.home, ignore_errors=True)
         doit = with_programs(self.built, self.home)
         for part in ("models", "run"):
-            shutil.copytree(self.top / "kept" / name / part, self.home / part)
+            kept = self.top / "kept" / name / part
+            shutil.copytree(kept, self.home / part, dirs_exist_ok=True)
         return doit
 
     def restored_model(self) -> Path:
