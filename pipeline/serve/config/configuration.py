@@ -44,6 +44,10 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
         """Where `key` is written, such as `server.ctx-size` or `control.gpu_ids`."""
         return self.places.get(key, f"{self.place}.{key}")
 
+    def table_of(self, key: str) -> str:
+        """The table in which `key` is written; empty where the command line gave it."""
+        return self.at(key).rpartition(".")[0]
+
     def line(self, key: str, why: str) -> str:
         """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""
         place = self.at(key)  # `port=` where the command line gave it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -77,6 +77,9 @@ def resolve(
     """The options of a spec, with their values as the program takes them."""
     server: dict[str, Value] = {}
     for name, value in spec.server.items():
+        for other in _same_option(name, server, flags):
+            if spec.table_of(f"server.{other}") != spec.table_of(f"server.{name}"):
+                del server[other]  # a file's default, or what an override changes
         flag, text = flags.get(name), str(value).lower()
         if name in spec.typed and flag and not flag.value and text in YES | NO:
             server[name] = text in YES  # `jinja=1`, where a file says true
@@ -89,6 +92,15 @@ def resolve(
         others=others,
         written=spec.server,
     )
+
+
+def _same_option(name: str, names: Iterable[str], flags: Mapping[str, Flag]) -> list[str]:
+    """Those of `names` that are other names of one option, where its last value alone counts."""
+    flag = flags.get(name)
+    if flag is None or not ADDED_UP.isdisjoint(word.lstrip("-") for word in flag.names):
+        return []
+    same = [other for other in names if other != name and f"--{other}" in flag.names]
+    return [other for other in same if other.startswith("no-") == name.startswith("no-")]
 
 
 def _read(name: str, value: Value, flag: Flag | None) -> Value:
@@ -217,12 +229,16 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
     if resolved.port == 0:
         why = f" = {shown(resolved.value('port'))}: must be a whole number from 1 to 65535"
         yield spec.line("server.port", why)
+    earlier: list[str] = []
     for name, value in spec.server.items():
         why = ""
-        if flags and not is_passed_on(resolved, name):
+        if others := _same_option(name, earlier, flags):
+            why = f" and {others[0].replace('-', '_')} are one option; write one of them"
+        elif flags and not is_passed_on(resolved, name):
             why = _unknown(resolved, name)
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield spec.line(f"server.{name}", why)
+        earlier.append(name)
     for word in spec.extra_args:
         if together := TOGETHER.fullmatch(word):  # else the program looks for such an option
             why = f": {together[1]} and its value are one text; write them as two"

@@ -161,6 +161,7 @@ def _spec(
                 control[key] = tuple(value)
             places[f"control.{key}"] = place((*path, "control", key))
         for key, value in (layer.server.__pydantic_extra__ or {}).items():
+            server.pop(option(key), None)  # under several names of an option, the last one counts
             server[option(key)] = value
             places[f"server.{option(key)}"] = place((*path, "server", key))
         if layer.server.extra_args is not None:

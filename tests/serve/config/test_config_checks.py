@@ -41,6 +41,10 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "draft-max = 4",
             "draft_max: llama-server has no --draft-max any more; use spec_draft_n_max",
         ),
+        (
+            "gpu_layers = 1\nn_gpu_layers = 1",
+            "n_gpu_layers and gpu_layers are one option; write one of them",
+        ),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),

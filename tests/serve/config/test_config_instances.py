@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tempfile
@@ -267,6 +268,21 @@ def test_the_environment_of_gpu_ids(
     assert env.pop("XDG_CONFIG_HOME", "") == (str(tmp_path / "xdg") if engine != "vllm" else "")
     told = {"CUDA_VISIBLE_DEVICES": cards, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert env == ({} if cards is None else told)
+
+
+def test_an_option_under_another_name(tmp_path: Path) -> None:
+    """A file's own value replaces its default, and an override both, whatever they call it."""
+    text = "[instance.server]\ngpu_layers = 99\n[instance.a.server]\n"
+    over = json.dumps({"instance": {"a": {"server": {"gpu_layers": 0}}}})
+    for table, overrides, layers in (
+        ("", "", "--gpu-layers 99"),
+        ("n_gpu_layers = 20", "", "--n-gpu-layers 20"),
+        ("n_gpu_layers = 20", over, "--gpu-layers 0"),
+    ):
+        asked = read(tmp_path, text + table, overrides=overrides)
+        command = " ".join(started(asked, tmp_path)["a"].cmd)
+        assert command.count("gpu-layers") == 1
+        assert layers in command
 
 
 class TestVariables:

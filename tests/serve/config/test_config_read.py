@@ -59,7 +59,7 @@ def test_instances_win_over_defaults_key_by_key(tmp_path: Path) -> None:
     a, b = found.specs
     assert (a.name, b.name) == ("a", "b")
     assert dict(a.server) == {"ctx-size": 3, "threads": 2, "lora": ["b"], "n": True}
-    assert list(a.server) == ["ctx-size", "threads", "lora", "n"]
+    assert list(a.server) == ["threads", "ctx-size", "lora", "n"]  # what counts stands last
     assert a.extra_args == ("--x",)
     assert (a.control.restart, a.control.ready_timeout, a.control.gpu_ids) == ("never", 7, "0")
     assert dict(b.server) == {"ctx-size": 1, "threads": 2, "lora": ["a"]}
