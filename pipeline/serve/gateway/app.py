@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import quote
 
 import anyio
 import uvicorn
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from pipeline.core import log
@@ -85,6 +86,11 @@ class OwnEndpoints:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 
+async def to_its_root(request: Request) -> Response:
+    """`/upstream/chat` leads to `/upstream/chat/`, from where a page finds its own files."""
+    return RedirectResponse(f"./{quote(request.path_params['server'])}/")  # also behind a prefix
+
+
 def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) -> Starlette:
     """The gateway of these servers."""
     proxy = forwards(view, Keys(), counters.Counters(), settings)
@@ -104,6 +110,7 @@ def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) ->
             group.cancel_scope.cancel()
 
     async def refused(request: Request, error: Exception) -> Response:
+        allow = error.headers if isinstance(error, HTTPException) else None  # of a wrong method
         if isinstance(error, HTTPException):
             why = "there is no" if error.status_code == 404 else f"no {request.method} for"
             path = request.scope["path"]
@@ -112,7 +119,9 @@ def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) ->
         elif not isinstance(error, Refused):
             error = Refused(500, "internal error; see the gateway's log")
         proxy.counters.requests["", error.status] += 1
-        return answers.error(error, request)
+        answer = answers.error(error, request)
+        answer.headers.update(allow or {})
+        return answer
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)  # while it sent its request; nobody reads this
@@ -125,6 +134,7 @@ def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) ->
             *(Route(path, own.models) for path in ("/v1/models", "/models")),
             Route("/v1/models/{name:path}", own.model),
             Route("/metrics", own.metrics),
+            Route("/upstream/{server}", to_its_root),
             Route("/upstream/{server}/{path:path}", proxy),
             Route("/running", loading.running),
             Route("/scaling/{server}", loading.scaling),

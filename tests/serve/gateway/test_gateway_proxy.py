@@ -628,7 +628,7 @@ def test_its_own_paths(here: Site) -> None:
         assert f"no {odd}; did you mean /v1/models?" in here.get(odd).text
     assert here.get("/v1/messages").json()["type"] == "error"
     answer = here.get("/v1/chat/completions")
-    assert answer.status_code == 405
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["error"]["message"] == "no GET for /v1/chat/completions"
     assert here.post("/api/event_logging/batch", {"events": []}).status_code == 200
     answer = httpx2.post(f"{here.url}/v1/embeddings", content=b'{"model": "\\ud800"}')
@@ -740,6 +740,8 @@ def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> Non
     assert request["headers"]["authorization"] == "Bearer of-the-instance"
     answer = here.get("/upstream/more/metrics", headers=bearer)
     assert answer.text.startswith("# HELP llamacpp:")
+    answer = here.get("/upstream/more", headers=bearer)
+    assert (answer.status_code, answer.headers["location"]) == (307, "./more/")
     answer = here.get("/upstream/chta/slots", headers=bearer)
     assert answer.status_code == 404
     assert "there is no instance chta; did you mean chat?" in answer.json()["error"]["message"]
