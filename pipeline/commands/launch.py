@@ -12,8 +12,9 @@ from pipeline.core import capacity, paths
 from pipeline.core.errors import PipelineError
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors, publish_same
+from pipeline.core.text import byte_count
 from pipeline.models import gguf
-from pipeline.serve import placing, sandbox
+from pipeline.serve import sandbox
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.guard import port
@@ -65,7 +66,7 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
     servers = tuple(replace(s, **typed) if s.engine == LLAMA_CPP else s for s in servers)
     if (wanted := file.request.guard) is not None:
         servers = tuple(replace(s, guard=wanted and port.can_guard(s)) for s in servers)
-    if placing.byte_count(file.configuration.master.saved_slots):
+    if byte_count(file.configuration.master.saved_slots):
         servers = tuple(slots.saving(server, file.at) for server in servers)
     return servers
 

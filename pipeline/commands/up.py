@@ -16,8 +16,8 @@ from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import REPOSITORY, absolute, user_folder
 from pipeline.core.process import attached, last_lines
-from pipeline.core.text import table
-from pipeline.serve import placing, served
+from pipeline.core.text import byte_count, table
+from pipeline.serve import served
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
 from pipeline.serve.server import LLAMA_CPP, Server
@@ -85,7 +85,7 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
         memory=budget,
         needs=computed,
         swap_wait=master.swap_wait,
-        saved_slots=placing.byte_count(master.saved_slots),
+        saved_slots=byte_count(master.saved_slots),
     )
 
 

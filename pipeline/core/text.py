@@ -67,6 +67,15 @@ def require_short_keys(text: str) -> None:
         raise ValueError(f"has a dotted key of more than {MOST_PARTS} parts")
 
 
+def byte_count(text: str) -> int:
+    """The bytes of a size such as `20GiB` or `1.5 TB`. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", text, re.A)
+    if not match:
+        raise ValueError(text)
+    number, unit, is_binary = match.groups()
+    return int(float(number) * (1024 if is_binary else 1000) ** (1 + "KMGT".index(unit)))
+
+
 def size(count: float, digits: int = 1) -> str:
     """Bytes as people read them: `4.9 GB` (powers of 1000, as file sizes are shown)."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from pipeline.core.errors import UsageError
-from pipeline.core.text import size
+from pipeline.core.text import byte_count, size
 
 Bytes = Mapping[str, int]  # by device, such as `ram` and `gpu0`
 TOTAL = "all devices"  # in a budget: what all of them may hold together
-AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B?)", re.A | re.I)
-POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 PATIENCE = 20.0  # seconds that a request waits before others are held back for it
 RECENT = 10.0  # seconds after which a use counts a third of one that is new
 OFTEN = 10  # such uses of a model, begun and ended requests: room for another one waits its time
@@ -77,7 +75,7 @@ def amount(held: Bytes, device: str) -> int:
     return sum(held.values()) if device == TOTAL else held.get(device, 0)
 
 
-def budget(setting: object, machine: Bytes) -> dict[str, int]:
+def budget(setting: str | Mapping[str, str], machine: Bytes) -> dict[str, int]:
     """What models may take together, by device. `machine` is what its devices have.
 
     `auto` is all of it, a share such as `80%` that of each device, an amount such as `20GiB` what
@@ -90,41 +88,24 @@ def budget(setting: object, machine: Bytes) -> dict[str, int]:
             raise UsageError(
                 f"memory.{unknown[0]}: this machine has no such device", ", ".join(machine)
             )
-        return {name: _bytes(value, machine[name], name) for name, value in setting.items()}
-    text = str(setting).strip().lower()
-    if text in ("", "auto"):
+        return {name: part(value, machine[name]) for name, value in setting.items()}
+    if setting == "auto":
         return dict(machine)
-    if text.endswith("%"):
-        return {name: _bytes(setting, has) for name, has in machine.items()}
-    return {TOTAL: _bytes(setting, sum(machine.values()))}
+    if setting.endswith("%"):
+        return {name: part(setting, has) for name, has in machine.items()}
+    return {TOTAL: part(setting, sum(machine.values()))}
 
 
-def byte_count(text: str) -> int:
-    """The bytes of a size such as `20GiB`. Raises ValueError."""
-    match = AMOUNT.fullmatch(text.strip())
-    if not match or match[2] == "%":
-        raise ValueError(text)
-    unit = match[2].upper()
-    return int(float(match[1]) * (1024 if "I" in unit else 1000) ** POWERS[unit[0]])
-
-
-def _bytes(value: object, whole: int, device: str = "") -> int:
-    where = f"memory.{device}" if device else "memory"
-    hint = 'must be "auto", an amount such as "20GiB", or a share such as "80%"'
-    if str(value).strip().lower() == "auto":
-        return whole
-    match = AMOUNT.fullmatch(str(value).strip())
-    if not match:
-        raise UsageError(f"{where} = {value!r}", hint)
-    if match[2] == "%":
-        share = float(match[1])
-        if not 0 < share <= 100:
-            raise UsageError(f"{where} = {value!r}: a share is more than 0% and at most 100%", hint)
-        return int(whole * share / 100)
-    result = byte_count(str(value))
-    if not result:
-        raise UsageError(f"{where} = {value!r}: leaves no memory for any model", hint)
-    return result
+def part(setting: str, whole: int) -> int:
+    """The bytes of a size such as `20GiB`, or of a share of the whole such as `80%`. Raises
+    ValueError."""
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", setting, re.A):
+        if not 0 < float(share[1]) <= 100:
+            raise ValueError(setting)
+        return int(whole * float(share[1]) / 100)
+    if count := byte_count(setting):
+        return count
+    raise ValueError(setting)
 
 
 def place(

@@ -20,13 +20,12 @@ from pydantic import (
     WrapValidator,
 )
 
+from pipeline.core.text import byte_count
 from pipeline.serve import address, placing, server
 
 MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
-# As placing.py reads them.
-AMOUNT = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)|(100|\d{1,2})(\.\d+)? ?%", re.A)
 DEVICE = re.compile(r"ram|gpu\d+", re.A)
 GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*", re.A)
 
@@ -94,10 +93,12 @@ def _memory(value: Any, _: object) -> Any:
     for device, text in texts.items():
         if device and not DEVICE.fullmatch(device):
             raise ValueError(f"{device}: must be ram, gpu0, gpu1 and so on")
-        is_size = isinstance(text, str) and AMOUNT.fullmatch(text)
-        if not is_size and (device or text != "auto"):
-            begin = f"{device}: must be" if device else 'must be "auto",'
-            raise ValueError(f'{begin} a size such as "20GiB", or a share such as "80%"')
+        begin = f"{device}: must be" if device else 'must be "auto",'
+        try:
+            if device or text != "auto":
+                placing.part(text, 0)
+        except (ValueError, TypeError):  # TypeError: no text
+            raise ValueError(f'{begin} a size such as "20GiB", or a share such as "80%"') from None
     return value
 
 
@@ -111,8 +112,10 @@ def _replicas(value: Any) -> tuple[int, int]:
 
 def _size(value: str) -> str:
     """A size in bytes."""
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", value, re.A):
-        raise ValueError('must be a size such as "4GiB"; "0GiB" for none')
+    try:
+        byte_count(value)
+    except ValueError:
+        raise ValueError('must be a size such as "4GiB"; "0GiB" for none') from None
     return value
 
 

@@ -49,6 +49,10 @@ def test_memory_may_be(tmp_path: Path, value: str) -> None:
     [
         ('"20"', 'must be "auto", a size such as "20GiB", or a share such as "80%"'),
         ('"101%"', 'must be "auto", a size'),
+        ('"0%"', 'must be "auto", a size'),
+        ('"0GiB"', 'must be "auto", a size'),
+        ('"-1GB"', 'must be "auto", a size'),
+        ('"1e1%"', 'must be "auto", a size'),
         ("20", 'must be "auto", a size'),
         ("{ram = 'auto'}", 'ram: must be a size such as "20GiB", or a share such as "80%"'),
         ('"٢٠GiB"', 'must be "auto", a size'),
