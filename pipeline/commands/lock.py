@@ -143,4 +143,4 @@ def _file(model: Model, resolved: Resolved, file: ModelFile) -> dict[str, Any]:
 
 def _sha256(model: Model, path: Path) -> str:
     """The hash of a user's own file, cached."""
-    return stat_cache.identity(model.home.run / "sha256.json", path)
+    return stat_cache.identity(model.home.digests, path)

@@ -103,7 +103,7 @@ def tree(home: Home, *, offline: bool) -> Path:
 def text_digest(request: Request, home: Home) -> str:
     """The identity of the text, which need not be on disk where it is not the user's."""
     if own := request.sample_text:
-        return stat_cache.identity(home.run / "sha256.json", own)
+        return stat_cache.identity(home.digests, own)
     documents = json.dumps([texts.VERSION, pins().llama_cpp_texts["test"]])
     return hashlib.sha256(documents.encode()).hexdigest()
 

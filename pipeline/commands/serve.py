@@ -230,7 +230,7 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
         projectors.require(gguf.read_cached(mmproj, home.run), header, mmproj.name)
     if not chat_template.is_overridden(server.command):
         program = Path(server.executable)
-        build = stat_cache.identity(home.run / "sha256.json", program)
+        build = stat_cache.identity(home.digests, program)
         chat_template.require_ends(program, build, options, path, home.run)
 
 

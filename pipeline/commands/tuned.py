@@ -70,7 +70,7 @@ def _wanted(model: Model, file: Path, typed: ResolvedOptions) -> Conditions | No
     """What a result for the GGUF `file` has to be valid for; None where that takes hashing it."""
     if not file.is_file():
         return None
-    digest = receipts.known_sha256(file) or stat_cache.recall(_digests(model), file)
+    digest = receipts.known_sha256(file) or stat_cache.recall(model.home.digests, file)
     return key(model, str(digest), typed) if digest else None
 
 
@@ -82,11 +82,7 @@ def _others(typed: ResolvedOptions, kept: TuneResult) -> list[str]:
 
 def digest(model: Model, file: Path) -> str:
     """SHA-256 of the GGUF `file`, of a split one that of its first part."""
-    return receipts.known_sha256(file) or stat_cache.identity(_digests(model), file)
-
-
-def _digests(model: Model) -> Path:
-    return model.home.run / "sha256.json"
+    return receipts.known_sha256(file) or stat_cache.identity(model.home.digests, file)
 
 
 def key(model: Model, digest: str, typed: ResolvedOptions) -> Conditions:

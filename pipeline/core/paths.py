@@ -42,6 +42,11 @@ class Home(Struct, frozen=True):
     def run(self) -> Path:
         return self.root / "run"
 
+    @property
+    def digests(self) -> Path:
+        """The file of known digests, which `stat_cache` reads and writes."""
+        return self.run / "sha256.json"
+
 
 def is_windows_device(name: str) -> bool:
     """Whether a file of this name would be a device on Windows, whatever follows its dot."""

@@ -89,7 +89,7 @@ class Unquantized(Struct, frozen=True, kw_only=True):
         user's own files are hashed only with `hashing`."""
         if self.conversion is None:
             lookup = stat_cache.identity if hashing else stat_cache.recall
-            digests = [lookup(home.run / "sha256.json", path) for path in gguf.shards(self.path)]
+            digests = [lookup(home.digests, path) for path in gguf.shards(self.path)]
             return "" if None in digests else "+".join(map(str, digests))
         entry = receipts.load(self.path.parent).get(self.path.name)
         return entry.sha256 if entry and entry.recipe == self.conversion.recipe else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,6 +30,7 @@ GROUP_BYTES = 2 * 1024**3  # of a group's file
 MOST_CHUNKS = 32  # in a group: what is printed for each chunk is a mean so far, with five digits
 LETTERS = 5  # of a token, at most in the mean; what is too much of a text is not used
 COPIES = 2  # of the weights: as read, and repacked for the processor
+HEAD = struct.Struct("<8x4x4xi")  # of its file: a mark, context and vocabulary, chunks; then tokens
 # llama-perplexity ends without waiting for the thread that prints: on a busy machine the last lines
 # may be missing.
 TRIES = 2
@@ -119,20 +121,19 @@ def write_base(tool: Perplexity, model: Path, group: ChunkGroup, text: str, most
         require_space(group.base.parent, chunk_size * most)
         group.text.write_text(text, encoding="utf-8", newline="")
     words = [*tool.words(model, group.base), "--file", str(group.text), "--chunks", str(most)]
-    for _ in range(TRIES):
-        output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
-        if why := complaint(output):
-            raise UsageError(why)
-        if counts := re.findall(r"calculating perplexity over (\d+) chunks", output):
-            break  # else it has ended, and its last lines are lost, as on a busy machine
-    group.chunks = int(counts[-1]) if counts else 0
-    head = len("_logits_") + 3 * 4 + 4 * group.chunks * tool.ctx_size
-    expected = head + group.chunks * chunk_size
-    if not group.chunks or group.base.stat().st_size != expected:
+    output = _run(tool, words, model, group, r"\[(\d+)\]", most, writes=chunk_size * most)
+    written = group.base.stat().st_size
+    if why := complaint(output, written, tool.ctx_size):
+        raise UsageError(why)
+    with group.base.open("rb") as file:
+        start = file.read(HEAD.size)
+    group.chunks = HEAD.unpack(start)[0] if len(start) == HEAD.size else 0
+    expected = HEAD.size + group.chunks * (4 * tool.ctx_size + chunk_size)
+    if not group.chunks or written != expected:
         require_disk(group.base.parent)  # llama-perplexity prints nothing where it is full
         raise PipelineError(
-            f"{model.name}: llama-perplexity wrote {group.base.stat().st_size} bytes of "
-            f"probabilities, {expected} were expected:\n{last_lines(_log(tool, model), 5)}",
+            f"{model.name}: llama-perplexity wrote {written} bytes of probabilities, {expected} "
+            f"were expected:\n{last_lines(_log(tool, model), 5)}",
             f"the whole log is {_log(tool, model)}",
         )
 

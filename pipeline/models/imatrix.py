@@ -64,7 +64,7 @@ def make(
     """The matrix of the GGUF `model` for `text`, in `folder`: made unless it is current. `digest`
     is the model's; `program` is llama-imatrix, and `tool` the recipe that stands for llama.cpp;
     `options` are more of the program's. Raises PipelineError."""
-    sha256 = stat_cache.identity(home.run / "sha256.json", text)
+    sha256 = stat_cache.identity(home.digests, text)
     recipe = {"step": "imatrix", "input": digest, "text": f"sha256:{sha256}", "tool": dict(tool)}
     name = f"imatrix-{sha256[:12]}"
     if options:

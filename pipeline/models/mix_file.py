@@ -65,7 +65,7 @@ def prepare(
         record(quantization, home, programs.tool, digest, force=force)
         return matrix
     recipe = quantization.mix_recipe(home, programs.tool, digest)
-    known = stat_cache.identity(home.run / "sha256.json", matrix)
+    known = stat_cache.identity(home.digests, matrix)
     key = json.dumps([{**recipe, "type": ""}, known], sort_keys=True)
     results = home.run / "mix" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if force:

@@ -99,7 +99,7 @@ class Quantization(Struct, frozen=True, kw_only=True):
         return recipe
 
     def _origin(self, home: Home, tool: Mapping[str, Any], input: str) -> dict[str, Any]:
-        matrix = self.imatrix and stat_cache.identity(home.run / "sha256.json", self.imatrix)
+        matrix = self.imatrix and stat_cache.identity(home.digests, self.imatrix)
         origin = {
             "input": input,
             "type": self.quant,

@@ -235,7 +235,7 @@ def check_folder(
 
 def are_hashed(files: Iterable[Path], home: Home) -> bool:
     """Whether the sha256 of all these files are cached."""
-    return all(stat_cache.recall(home.run / "sha256.json", file) is not None for file in files)
+    return all(stat_cache.recall(home.digests, file) is not None for file in files)
 
 
 def folder(path: Path, home: Home, architectures: frozenset[str]) -> Resolved:
@@ -266,7 +266,7 @@ def of_folder(
     base_name: str = "",
 ) -> Resolved:
     """The model of these files in a folder of the user's. Hashes what has changed."""
-    cache = home.run / "sha256.json"
+    cache = home.digests
     return Resolved(
         kind="safetensors",
         name=short_name(folder_name(path.resolve())),
@@ -307,8 +307,8 @@ def _inputs(path: Path, weight_files: list[Path]) -> list[Path]:
 def forget(path: Path | None, home: Home) -> None:
     """Drop what is cached of the user's own file or folder."""
     if path is not None:
-        for name in ("sha256.json", gguf.CACHE, "memory.json"):
-            stat_cache.forget(home.run / name, path)
+        for cache in (home.digests, home.run / gguf.CACHE, home.run / "memory.json"):
+            stat_cache.forget(cache, path)
 
 
 def stored(path: Path) -> Resolved | None:

@@ -26,10 +26,13 @@ BEGUN = len("_logits_") + 4  # bytes of the file where the text is too short: no
 TOO_SHORT = re.compile(r"need at least (\d+) tokens.*?tokenizes to only (\d+) tokens", re.S)
 
 
-def complaint(output: str) -> str:
-    """What a program of llama.cpp printed of a text that is too short; empty where it did not."""
-    found = TOO_SHORT.search(output)
-    return f"has {found[2]} tokens, and {found[1]} are needed at least" if found else ""
+def complaint(output: str, written: int = 0, chunk: int = CHUNK) -> str:
+    """What is wrong with a text that is too short, by what a program of llama.cpp printed of it, or
+    the bytes that llama-perplexity has written; empty where it is long enough."""
+    if found := TOO_SHORT.search(output):
+        return f"has {found[2]} tokens, and {found[1]} are needed at least"
+    few = f"has too few tokens, and {2 * chunk} are needed at least"
+    return few if written == BEGUN else ""
 
 
 def may_be_short(text: Path, chunk: int = CHUNK) -> bool:
@@ -72,11 +75,9 @@ def require(program: Path, model: Path, text: Path, variable: str, chunk: int = 
                 memory=tools.HEADER_MEMORY + probabilities,
             ),
         )
-        is_too_short = made.stat().st_size == BEGUN
-    why = complaint(f"{out}\n{err}")
-    if why or is_too_short:
-        few = f"has too few tokens, and {2 * chunk} are needed at least"
-        raise too_short(text, variable, why or few)
+        why = complaint(f"{out}\n{err}", made.stat().st_size, chunk)
+    if why:
+        raise too_short(text, variable, why)
 
 
 def too_short(text: Path, variable: str, why: str) -> UsageError:
