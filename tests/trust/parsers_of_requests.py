@@ -66,8 +66,9 @@ head_texts = pieces(
 requests = strategies.one_of(mutated(*HEADS), head_texts.map(encoded))
 
 
-def passed_on(blocks: Sequence[bytes]) -> tuple[bytes, bool]:
-    """What the guard passes on of a connection's bytes, and whether it refused something then."""
+def passed_on(blocks: Sequence[bytes]) -> tuple[bytes, bool, bool]:
+    """What the guard passes on of a connection's bytes, whether it refused something then, and
+    whether it waits for the rest of a head."""
     out: list[bytes] = []
     nothing = dict.fromkeys(("write_eof", "abort", "pause_reading", "resume_reading"), lambda: None)
     sides = SimpleNamespace(write=out.append, is_closing=lambda: False, **nothing)
@@ -78,7 +79,7 @@ def passed_on(blocks: Sequence[bytes]) -> tuple[bytes, bool]:
         client.data_received(block)
         while client._ahead and not client._is_over:
             client.answered(b"HTTP/1.1 200 OK\r\n\r\n")
-    return b"".join(out), client._is_over
+    return b"".join(out), client._is_over, bool(client._held)
 
 
 def read_by_another(data: bytes) -> list[tuple[str, str, bytes]]:
@@ -119,14 +120,19 @@ def without_host(target: str) -> str:
         [b"\r\n\r\n"],
         [b"GET http://b?x HTTP/1.1\r\nHost: a\r\n\r\n"],
         [b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"],
+        [b"GET / HTTP/1.0\r\n\r\nGET /b HTTP/1.0\r\nConnection: upgrad\n\r\n"],
     ],
 )
 def guarded_requests(blocks: list[bytes], folder: Path) -> None:
     """However a connection's bytes are cut, the same is passed on: requests that h11 reads, and the
     same that it reads in what the client sent."""
-    out, refused = passed_on(blocks)
+    out, refused, waits = passed_on(blocks)
     sent = b"".join(blocks)
-    if passed_on([sent]) != (out, refused):  # more of a broken one, before it was seen to be that
+    if passed_on([sent]) != (
+        out,
+        refused,
+        waits,
+    ):  # more of a broken one, before it was seen to be that
         assert refused and passed_on([sent])[1]
     try:
         read = read_by_another(out)
@@ -136,6 +142,8 @@ def guarded_requests(blocks: list[bytes], folder: Path) -> None:
     if not refused:
         with suppress(h11.RemoteProtocolError):
             asked = read_by_another(sent)
+            if waits:  # for an empty line; a bare line feed is one to h11
+                asked = asked[: len(read)]
             assert [(method, without_host(url), body) for method, url, body in asked] == read
 
 
