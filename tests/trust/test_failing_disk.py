@@ -81,14 +81,19 @@ def fail(world: World, whole: Whole, number: int, kind: int) -> None:
     world.require_right(whole)
 
 
-def fail_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, count: int) -> None:
-    """Fail the command at `count` calls, or at all."""
+def fail_at_some(
+    command: Command, parts: Parts, folder: Path, figure: Figure, most: int | None = None
+) -> None:
+    """Fail the command at `most` calls, or at all with 0; by default at those that its world allows
+    time for."""
     with command(parts, folder / "w") as world:
+        if most == 0 and not world.most_fails:
+            pytest.skip("test_any_call_fails tries all")
         whole = world.whole_run()
         chance = dice()
         tries = points(whole.calls, chance.sample([*KINDS], len(KINDS)), chance)
-        if count := count or world.most_fails:
-            tries = chance.sample(tries, min(count, len(tries)))
+        if most := world.most_fails if most is None else most:
+            tries = chance.sample(tries, min(most, len(tries)))
         for _, number, kind in tries:
             fail(world, whole, number, kind)
         world.require_no_process()
@@ -106,4 +111,14 @@ def test_some_calls_fail(command: Command, parts: Parts, tmp_path: Path, figure:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [*ALL, *DOCUMENTS], ids=lambda command: command.__name__)
 def test_any_call_fails(command: Command, parts: Parts, tmp_path: Path, figure: Figure) -> None:
+    fail_at_some(command, parts, tmp_path, figure)
+
+
+@pytest.mark.trust
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("command", [*ALL, *DOCUMENTS], ids=lambda command: command.__name__)
+def test_all_calls_fail(command: Command, parts: Parts, tmp_path: Path, figure: Figure) -> None:
+    """Where a try takes seconds and some calls are drawn else."""
     fail_at_some(command, parts, tmp_path, figure, 0)

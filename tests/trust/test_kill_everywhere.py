@@ -46,17 +46,34 @@ def test_killed_at_some_call(
 def test_killed_at_every_call(
     command: Command, parts: Parts, tmp_path: Path, figure: Figure
 ) -> None:
+    kill_at_some(command, parts, tmp_path, figure)
+
+
+@pytest.mark.trust
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("command", [*ALL, *DOCUMENTS], ids=lambda command: command.__name__)
+def test_killed_at_all_calls(
+    command: Command, parts: Parts, tmp_path: Path, figure: Figure
+) -> None:
+    """Where a try takes seconds and some calls are drawn else."""
     kill_at_some(command, parts, tmp_path, figure, 0)
 
 
-def kill_at_some(command: Command, parts: Parts, folder: Path, figure: Figure, count: int) -> None:
-    """Kill the command at `count` calls, or at all that change anything."""
+def kill_at_some(
+    command: Command, parts: Parts, folder: Path, figure: Figure, most: int | None = None
+) -> None:
+    """Kill the command at `most` calls, or at all that change anything with 0; by default at those
+    that its world allows time for."""
     with command(parts, folder / "w") as world:
+        if most == 0 and not world.most_kills:
+            pytest.skip("test_killed_at_every_call tries all")
         whole = world.whole_run()
         chance = dice()
         points = traced.kill_points(whole.calls, chance)
-        if count := count or world.most_kills:
-            points = sorted(chance.sample(points, min(count, len(points))))
+        if most := world.most_kills if most is None else most:
+            points = sorted(chance.sample(points, min(most, len(points))))
         killed = sum(kill(world, whole, number) for number in points)
         world.require_no_process()
     assert killed > len(points) // 2
