@@ -153,6 +153,8 @@ def test_options_that_llama_server_has_not(doit: Doit, tiny: Path) -> None:
     wrong = doit("serve", f"model={tiny}", "server.ctx_sise=5", "server.jinja=maybe", status=3)
     assert "llama-server has no --ctx-sise; did you mean ctx_size?" in wrong.err
     assert "--jinja takes no value" in wrong.err
+    wrong = doit("serve", f"model={tiny}", "gpu_layers=1", "server.n_gpu_layers=2", status=3)
+    assert "server.n_gpu_layers and gpu_layers are one option; write one of them" in wrong.err
     assert "convert" not in wrong.steps, "before any work on the model"
 
 

@@ -46,7 +46,8 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
 
     def table_of(self, key: str) -> str:
         """The table in which `key` is written; empty where the command line gave it."""
-        return self.at(key).rpartition(".")[0]
+        place = self.at(key)
+        return "" if place.endswith("=") else place.rpartition(".")[0]
 
     def line(self, key: str, why: str) -> str:
         """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""
