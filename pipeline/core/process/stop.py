@@ -94,8 +94,10 @@ def watched(
     heard, over = threading.Event(), threading.Event()
     end = math.inf if timeout is None else time.monotonic() + timeout
     silence = math.inf if patience is None else patience
+    killed = ""  # why, to be written below all that it has printed
 
     def watch() -> None:
+        nonlocal killed
         while heard.wait(min(silence, end - time.monotonic())):
             heard.clear()
             if over.is_set():
@@ -103,7 +105,7 @@ def watched(
         reason = f"printed nothing for {silence:g} s"
         if time.monotonic() >= end:
             reason = f"not ended after {timeout:g} s"
-        write(f"killed: it had {reason}")
+        killed = f"killed: it had {reason}"
         kill()
 
     def kill() -> None:
@@ -121,5 +123,7 @@ def watched(
         over.set()
         heard.set()
         thread.join()
+        if killed:
+            write(killed)
         if patience is not None:
             kill()
