@@ -222,8 +222,10 @@ def watch(out: int, err: int, told: int) -> None:
     poll.register(told, 0)  # whether anybody still reads
     poll.register(os.pidfd_open(pid), select.POLLIN)
     if any(file == told for file, _ in poll.poll()):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGTERM)  # the tests were interrupted, and nobody else ends it
+        try:  # the tests were interrupted, and nobody else ends it
+            os.killpg(pid, signal.SIGTERM)
+        except ProcessLookupError:  # it has no group of its own yet
+            os.kill(pid, signal.SIGTERM)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(BrokenPipeError):
         os.write(told, f"{os.waitstatus_to_exitcode(status)}\n".encode())
