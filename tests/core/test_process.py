@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -348,8 +349,10 @@ def test_a_program_that_says_nothing_is_killed_with_its_children(tmp_path: Path)
 
 @posix
 def test_a_program_that_takes_too_long_is_killed_though_it_talks(tmp_path: Path) -> None:
-    log, script = tmp_path / "log", "import time\nwhile True: print('up'); time.sleep(0.1)"
-    assert process.run(python(script), log=log, timeout=1.5) == -signal.SIGKILL
+    """The reason stands below all that it printed, also what was still to be read."""
+    log, slowly = tmp_path / "log", lambda _: time.sleep(0.01)
+    script = "while True: print('up' * 500)"
+    assert process.run(python(script), log=log, on_line=slowly, timeout=1.5) == -signal.SIGKILL
     assert log.read_text().splitlines()[-1] == "killed: it had not ended after 1.5 s"
 
 
