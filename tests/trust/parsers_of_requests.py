@@ -128,12 +128,9 @@ def guarded_requests(blocks: list[bytes], folder: Path) -> None:
     same that it reads in what the client sent."""
     out, refused, waits = passed_on(blocks)
     sent = b"".join(blocks)
-    if passed_on([sent]) != (
-        out,
-        refused,
-        waits,
-    ):  # more of a broken one, before it was seen to be that
-        assert refused and passed_on([sent])[1]
+    at_once = passed_on([sent])
+    if at_once != (out, refused, waits):  # more of a broken one, before it was seen to be that
+        assert refused and at_once[1]
     try:
         read = read_by_another(out)
     except h11.RemoteProtocolError as error:
