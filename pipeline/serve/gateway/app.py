@@ -88,7 +88,9 @@ class OwnEndpoints:
 
 async def to_its_root(request: Request) -> Response:
     """`/upstream/chat` leads to `/upstream/chat/`, from where a page finds its own files."""
-    return RedirectResponse(f"./{quote(request.path_params['server'])}/")  # also behind a prefix
+    query = request.url.query
+    root = f"./{quote(request.path_params['server'])}/"  # relative: also behind a prefix
+    return RedirectResponse(f"{root}?{query}" if query else root)
 
 
 def app(view: View, settings: GatewaySettings, forwards: type[Proxy] = Proxy) -> Starlette:

@@ -740,8 +740,9 @@ def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> Non
     assert request["headers"]["authorization"] == "Bearer of-the-instance"
     answer = here.get("/upstream/more/metrics", headers=bearer)
     assert answer.text.startswith("# HELP llamacpp:")
-    answer = here.get("/upstream/more", headers=bearer)
-    assert (answer.status_code, answer.headers["location"]) == (307, "./more/")
+    for query in ("", "?lang=de&q=%C3%BC+%26"):
+        answer = here.get(f"/upstream/more{query}", headers=bearer)
+        assert (answer.status_code, answer.headers["location"]) == (307, f"./more/{query}")
     answer = here.get("/upstream/chta/slots", headers=bearer)
     assert answer.status_code == 404
     assert "there is no instance chta; did you mean chat?" in answer.json()["error"]["message"]
