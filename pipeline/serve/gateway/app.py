@@ -19,6 +19,7 @@ from starlette.routing import Route
 from pipeline.core import log
 from pipeline.core.process import allow_many_files
 from pipeline.serve.guard.refusal import Refused
+from pipeline.serve.guard.request import MAX_HEAD
 from pipeline.serve.health import require_free
 from pipeline.serve.stopping import asked_to_stop
 
@@ -190,6 +191,7 @@ def run(view: View, settings: GatewaySettings) -> None:
         log_level="error",
         server_header=False,
         http=Connection,
+        h11_max_incomplete_event_size=MAX_HEAD,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.stop_timeout,  # type: ignore[arg-type]

@@ -2,24 +2,32 @@
 
 A body that is passed on skips ASGI and h11, which cost more for each event than the model for its
 token. h11 is told afterwards what was written, so that the connection goes on as it would.
+
+A request that is refused while it is still being sent is read to its end, and thrown away: where a
+connection is closed with bytes unread, the system resets it, and the client may never see why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pipeline.serve.guard.request import origin_form
+from pipeline.serve.guard.refusal import error_body
+from pipeline.serve.guard.request import TOO_LONG, origin_form
 
 from . import request_body
 
 WITHOUT_BODY = (204, 304)
+CUT_OFF = (h11.SEND_BODY, h11.ERROR)  # states of a client whose request is not over
 
 
 class Connection(H11Protocol):
@@ -54,15 +62,35 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._raw: asyncio.Transport = transport
+        self.transport = _ClosedLater(transport, self)  # type: ignore[assignment]
         self._limit()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._limit()
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._limit()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._release()
+
+    def close(self) -> None:
+        """Close it, once the client has sent its request and read the answer."""
+        self._release()
+        if self.conn.their_state not in CUT_OFF:
+            self._raw.close()
+            return
+        if self._raw.can_write_eof():
+            self._raw.write_eof()
+        self._raw.resume_reading()
+        self._deadline = self.loop.call_later(request_body.IDLE_SECONDS, self._raw.close)
+
+    def shutdown(self) -> None:
+        if self.transport.is_closing():
+            self._raw.close()
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, unless an answer has begun: the request that came with it, if
@@ -71,9 +99,24 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
+            self._refuse(sys.exception())
+        self.transport.close()
+
+    def _refuse(self, error: BaseException | None) -> None:
+        """Answer what h11 cannot read."""
+        status = getattr(error, "error_status_hint", 400)
+        is_long = status == TOO_LONG.status
+        why = TOO_LONG.message if is_long else f"the request is not valid HTTP: {error}"
+        text = json.dumps(error_body(status, why, None, anthropic=False)).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(text)),
+            (b"connection", b"close"),
+        ]
+        reason = HTTPStatus(status).phrase.encode()
+        head = h11.Response(status_code=status, headers=headers, reason=reason)
+        for event in (head, h11.Data(data=text), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -87,6 +130,8 @@ class Connection(H11Protocol):
 
     def _limit(self) -> None:
         """Begin to count where no request is being answered."""
+        if self.transport.is_closing():
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self._release()
         elif self._deadline is None:
@@ -98,6 +143,25 @@ class Connection(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+class _ClosedLater:
+    """What uvicorn writes to: the transport, but for the way in which it is closed."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport, self._connection, self._is_closing = transport, connection, False
+        self.write = transport.write  # for each token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._is_closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if not self.is_closing():
+            self._is_closing = True
+            self._connection.close()
 
 
 def _in_origin_form(scope: Any) -> Any:

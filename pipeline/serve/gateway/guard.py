@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serve.guard.refusal import Refused
+from pipeline.serve.guard.request import MAX_HEAD, TOO_LONG
 from pipeline.serve.guard.rules import Rules
 
 from . import answers, dashboard
@@ -47,7 +48,14 @@ class Origins:
     def _refusal(self, scope: Scope) -> Refused | None:
         if not scope["path"].isprintable():
             return INVALID_PATH
+        if _head_bytes(scope) > MAX_HEAD:  # h11 takes a longer one where it comes at once
+            return TOO_LONG
         return self._rules.refusal(scope["method"], Request(scope).headers)
+
+
+def _head_bytes(scope: Scope) -> int:
+    target = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
+    return target + sum(len(name) + len(value) for name, value in scope["headers"])
 
 
 class Guard:

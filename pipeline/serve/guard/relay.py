@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from .refusal import Refused, error_body, is_anthropic
-from .request import END, MAX_BYTES, TOO_LONG, Chunks, RequestHead, read_head
+from .request import END, MAX_HEAD, TOO_LONG, Chunks, RequestHead, read_head
 
 HEAD_SECONDS = 20.0  # for the first request on a connection
 BUSY_SECONDS, RETRY_SECONDS = 10.0, 0.01  # while the server's queue of connections is full
@@ -124,7 +124,7 @@ class ClientSide(asyncio.Protocol):
     def _read_head(self, data: bytes) -> bytes:
         """What follows the head that `data` completes, if it does. Raises Refused."""
         head, end, rest = (self._held + data).partition(END)
-        if len(head) > MAX_BYTES:
+        if len(head) > MAX_HEAD:
             raise TOO_LONG
         self._held = b"" if end else head
         if not end:

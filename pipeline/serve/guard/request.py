@@ -13,7 +13,7 @@ from .refusal import Refused
 from .rules import TWO_LENGTHS
 
 # What llama-server refuses halfway through a head, and then reads the rest as the next request.
-MAX_BYTES = 64 * 1024  # of a head
+MAX_HEAD = 64 * 1024  # bytes
 MAX_LINE = 8000  # of a header, or the size of a chunk
 MAX_HEADERS = 99
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -36,6 +35,11 @@ def later(pool: ThreadPoolExecutor, here: Site, **more: Any) -> Any:
     request = pool.submit(here.chat, **more)
     wait_for(lambda: here.metric("llama_gateway_held") > before or request.done())
     return request
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What is sent on a connection until it is closed."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 # Passing through
@@ -186,9 +190,7 @@ def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
         connection.sendall(
             b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000001\r\n\r\n{"
         )
-        answer = b""
-        while block := connection.recv(4096):
-            answer += block
+        answer = everything(connection)
     assert answer.startswith(b"HTTP/1.1 413 ") and b'"request_too_large"' in answer
     big = {"model": "chat", "text": "x" * 5_000_000}
     assert here.post("/v1/chat/completions", big).status_code == 200
@@ -206,9 +208,46 @@ def test_a_body_without_a_length_is_counted(here: Site) -> None:
 
     url = f"{here.url}/v1/chat/completions"
     assert httpx2.post(url, content=blocks(3), timeout=60).status_code == 200
-    with contextlib.suppress(httpx2.WriteError):  # it may still be writing when it is refused
-        assert httpx2.post(url, content=blocks(101), timeout=60).status_code == 413
+    refused = httpx2.post(url, content=blocks(101), timeout=60)  # it still writes by then
+    assert refused.status_code == 413 and "100,000,000 bytes" in refused.text
     assert len(here.events("chat", "request")) == 1
+
+
+def test_a_client_that_is_refused_while_it_sends_reads_the_reason(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+        connection.sendall(head + b"Content-Length: 130000000\r\n\r\n")
+        for _ in range(130):
+            connection.sendall(b"x" * 1_000_000)
+        assert everything(connection).startswith(b"HTTP/1.1 413 ")
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+        connection.sendall(head + b"Content-Length: 130000000\r\n\r\nx")
+        assert everything(connection).startswith(b"HTTP/1.1 413 ")
+        assert stop(here.processes["gateway"]) == 0  # it is still open, but is not waited for
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("length", "status"), [(20_000, b"404"), (60_000, b"404"), (70_000, b"431"), (300_000, b"431")]
+)
+def test_a_long_head_is_read_alike_in_whatever_parts_it_comes(
+    here: Site, length: int, status: bytes
+) -> None:
+    here.upstream("chat")
+    here.gateway()
+    head = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % (b"a" * length)
+    for first in (len(head), 17_000, len(head) - 3):
+        with socket.create_connection(("127.0.0.1", here.port), timeout=30) as connection:
+            connection.sendall(head[:first])
+            if first < len(head):
+                time.sleep(0.1)
+                connection.sendall(head[first:])
+            answer = everything(connection)
+        assert answer.startswith(b"HTTP/1.1 %b " % status)
+        assert b"application/json" in answer and b'"message"' in answer
 
 
 def test_a_transcription_is_routed_by_its_form(here: Site) -> None:
