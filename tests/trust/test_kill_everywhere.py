@@ -64,15 +64,17 @@ def test_killed_at_all_calls(
 def kill_at_some(
     command: Command, parts: Parts, folder: Path, figure: Figure, most: int | None = None
 ) -> None:
-    """Kill the command at `most` calls, or at all that change anything with 0; by default at those
-    that its world allows time for."""
+    """Kill the command at `most` calls, or with 0 at all that change anything, but only at some
+    within a file that is written; by default at those that its world allows time for."""
     with command(parts, folder / "w") as world:
         if most == 0 and not world.most_kills:
             pytest.skip("test_killed_at_every_call tries all")
         whole = world.whole_run()
         chance = dice()
         points = traced.kill_points(whole.calls, chance)
-        if most := world.most_kills if most is None else most:
+        if most == 0:
+            points = traced.fewer_writes(points, whole.calls, chance)
+        elif most := world.most_kills if most is None else most:
             points = sorted(chance.sample(points, min(most, len(points))))
         killed = sum(kill(world, whole, number) for number in points)
         world.require_no_process()

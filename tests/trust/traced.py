@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,17 @@ def kill_points(calls: Sequence[Call], chance: random.Random) -> list[int]:
     inside = [number for call, number in pairs if CMAKE in call.path]
     others = [number for call, number in pairs if CMAKE not in call.path]
     return sorted([*others, *chance.sample(inside, min(SOME, len(inside)))])
+
+
+def fewer_writes(points: Sequence[int], calls: Sequence[Call], chance: random.Random) -> list[int]:
+    """Of points before writes to the same file that follow each other the first, the last and one
+    between."""
+    chosen: set[int] = set()
+    files = {call.n: (call.call, call.path) for call in calls}
+    for _, group in groupby(points, key=files.__getitem__):
+        run = list(group)
+        chosen |= {run[0], run[-1], chance.choice(run)}
+    return sorted(chosen)
 
 
 def fail_points(calls: Sequence[Call], chance: random.Random) -> list[Call]:
