@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import anyio
 from starlette.convertors import PathConvertor, register_url_convertor
@@ -23,7 +23,7 @@ from pipeline.serve.server import LLAMA_CPP
 from .answers import router_status
 from .proxy import Proxy
 from .servers import CHAT, ServerList, Target
-from .upstream import NoAnswer, ask, returned_headers
+from .upstream import EVENTS, UNBUFFERED, NoAnswer, ask, returned_headers
 
 # A file beside index.html, or in one of the page's folders. No API path looks like this.
 FILE = (
@@ -78,6 +78,10 @@ def page_servers(servers: ServerList) -> list[Target]:
 class Events(StreamingResponse):
     """Server-sent events, whose end the client sees as one when uvicorn stops."""
 
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers(headers)
+        self.raw_headers.append(UNBUFFERED)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
@@ -125,7 +129,7 @@ class Page:
 
     async def feed(self, request: Request) -> Response:
         """Changes of the models' states."""
-        return Events(self._changes(), media_type="text/event-stream")
+        return Events(self._changes(), media_type=EVENTS)
 
     async def _changes(self) -> AsyncIterator[str]:
         before = self._states()

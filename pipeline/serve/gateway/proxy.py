@@ -33,7 +33,7 @@ from .renaming import Rename, Renamed, renaming
 from .request_body import RequestBody, parse_body, parse_query, read_body
 from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
 from .settings import GatewaySettings
-from .upstream import Answer, Keys, NoAnswer, forward, returned_headers
+from .upstream import EVENTS, UNBUFFERED, Answer, Keys, NoAnswer, forward, returned_headers
 
 REST_SECONDS = 0.25  # a server that could not be reached is not tried again before
 LOOK_SECONDS = 0.25  # between two looks of a request that waits, where no state changes
@@ -301,7 +301,8 @@ class Proxy:
         if now - max(call.began, call.last_sign) < self.settings.comment_seconds:
             return
         if not call.stream_began:
-            headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+            headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-cache")]
+            headers.append(UNBUFFERED)
             await call.send({"type": "http.response.start", "status": 200, "headers": headers})
         call.stream_began, call.last_sign = True, now
         comment = b": waiting until the model is loaded\n\n"

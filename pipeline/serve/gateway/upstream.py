@@ -46,6 +46,9 @@ NOT_FORWARDED = HOP_BY_HOP | {
     b"x-conversation-id",
 }
 NOT_RETURNED = HOP_BY_HOP | {b"server", b"date"}
+EVENTS = "text/event-stream"
+# nginx collects an answer before it passes it on, but for one that says so.
+UNBUFFERED = (b"x-accel-buffering", b"no")
 LENGTHS = (b"content-length", b"transfer-encoding")
 FIRST_FINAL = 200  # the statuses below come before the answer
 PATH_SAFE = "/:@!$&'()*+,;=~"
@@ -136,7 +139,7 @@ class Answer(asyncio.Protocol):
     def is_events(self) -> bool:
         """Whether an event can be added to it."""
         is_open = self.length is None and not self.is_compressed
-        return is_open and self.has_type("text/event-stream")
+        return is_open and self.has_type(EVENTS)
 
     @property
     def is_compressed(self) -> bool:
@@ -386,8 +389,12 @@ def without_headers(
 
 def returned_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer that the client gets; CORS is the gateway's own."""
-    return [
+    returned = [
         (name, value)
         for name, value in without_headers(headers, NOT_RETURNED)
         if not name.startswith(b"access-control-")
     ]
+    kind = next((value for name, value in returned if name == b"content-type"), b"")
+    if kind.startswith(EVENTS.encode()) and UNBUFFERED not in returned:
+        returned.append(UNBUFFERED)
+    return returned

@@ -184,6 +184,7 @@ def test_a_stream_that_waits_shows_signs_of_life(here: Site) -> None:
         ) as raw,
     ):
         assert raw.status_code == 200 and raw.headers["content-type"] == "text/event-stream"
+        assert raw.headers["x-accel-buffering"] == "no", "or nginx would keep the signs back"
         lines = raw.iter_lines()
         for _ in range(3):
             assert next(line for line in lines if line).startswith(": waiting until")

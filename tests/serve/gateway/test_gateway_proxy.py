@@ -183,6 +183,21 @@ def test_events_come_one_by_one(here: Site) -> None:
     assert times[-1] - times[0] > 1, "they did not come in one piece at the end"
 
 
+def test_a_proxy_in_front_is_told_to_keep_no_event_back(here: Site) -> None:
+    """nginx collects an answer unless a header says otherwise, and not every engine sends it."""
+    here.upstream("chat")
+    here.gateway()
+    body = {"model": "chat", "do": {"chunks": 1}}
+    for method, path, sent in (
+        ("POST", "/v1/chat/completions", body),
+        ("GET", "/models/sse", None),
+    ):
+        with httpx2.stream(method, here.url + path, json=sent, timeout=60) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            assert answer.headers.get_list("x-accel-buffering") == ["no"], path
+    assert "x-accel-buffering" not in here.chat("chat").headers
+
+
 def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
