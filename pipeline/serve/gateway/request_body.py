@@ -26,10 +26,12 @@ LONGEST_KEEP = 10 * 365 * 86400.0  # seconds; what is longer is for ever
 
 BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^\s;"]+))', re.IGNORECASE)
 MODEL_PART = re.compile(rb'^content-disposition:[^\r\n]*;\s*name="?model"?\s*(?:;|$)', re.I | re.M)
-# A duration such as `1h30m`.
-PART = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)", re.A)
-DURATION = re.compile(rf"([+-]?)((?:{PART.pattern})+)", re.A)
-UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# A duration such as `1h30m`, as Go reads it: nothing but 0 goes without a unit, and mu is either
+# the sign of micro or the Greek letter.
+PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|\u03bcs|ms|s|m|h)", re.A)
+DURATION = re.compile(rf"([+-]?)(0|(?:{PART.pattern})+)", re.A)
+MICRO = dict.fromkeys(("us", "µs", "\u03bcs"), 1e-6)
+UNITS = {"ns": 1e-9, **MICRO, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 BOM = b"\xef\xbb\xbf"
 
 
@@ -151,7 +153,8 @@ def require_few_values(body: bytes) -> None:
 
 def seconds(keep_alive: float | str | None) -> float | None:
     """How long a model should stay loaded after its request, from a number of seconds or a
-    duration such as `5m`; below 0: for ever; None: the instance's idle_timeout. Raises Refused."""
+    duration such as `5m` or `0`; below 0: for ever; None: the instance's idle_timeout. Raises
+    Refused."""
     if keep_alive is None:
         return None
     if isinstance(keep_alive, float):
@@ -161,7 +164,7 @@ def seconds(keep_alive: float | str | None) -> float | None:
         raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
     parts = PART.findall(match[2])
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
-    return -1.0 if match[1] == "-" or total > LONGEST_KEEP else total
+    return -1.0 if (match[1] == "-" and total) or total > LONGEST_KEEP else total
 
 
 def _parse_form(content_type: str, body: bytes) -> RequestBody:

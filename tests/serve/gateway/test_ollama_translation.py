@@ -186,13 +186,15 @@ def test_only_texts_are_embedded(other: bytes) -> None:
     [
         *((None, None), (5.0, 5), (-1.0, -1), ("5m", 300), ("1h30m", 5400), ("-1s", -1), ("0s", 0)),
         *(("1.5s", 1.5), ("250ms", 0.25), (" 10s ", 10)),
+        *(("0", 0), ("-0", 0), ("-0s", 0), ("+0", 0), (".5h", 1800), ("1.s", 1)),
+        ("1\u03bcs", 1e-6),
     ],
 )
 def test_keep_alive(given: Any, seconds: float | None) -> None:
     assert request_body.seconds(given) == seconds
 
 
-@pytest.mark.parametrize("wrong", ["5", "٥m", "nan", "forever", "5 m", "", "m5"])
+@pytest.mark.parametrize("wrong", ["5", "00", ".s", "٥m", "nan", "forever", "5 m", "", "m5"])
 def test_wrong_keep_alive(wrong: str) -> None:
     with pytest.raises(Refused, match="is no duration"):
         request_body.seconds(wrong)
