@@ -108,6 +108,10 @@ def test_images() -> None:
         f"data:image/jpeg;base64,{JPEG}",
         f"data:image/x;base64,{PNG}",
     ]
+    # as the command `base64` prints it: llama-server would read no further than the first line
+    for wrapped in (f"{PNG[:9]}\n{PNG[9:]}\n", f"data:image/png;base64,{PNG[:40]}\r\n{PNG[40:]}"):
+        (turn,) = chat(messages=[{"role": "user", "images": [wrapped]}])[1]["messages"]
+        assert turn["content"][0]["image_url"]["url"] == f"data:image/png;base64,{PNG}"
     path, body = generate(images=[PNG])
     assert path == "/v1/chat/completions" and len(body["messages"][0]["content"]) == 1
     unknown = base64.b64encode(b"%PDF-1.7 and so on").decode()

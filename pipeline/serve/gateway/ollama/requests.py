@@ -308,6 +308,8 @@ def _result(message: Turn, open_calls: list[tuple[str, str]]) -> dict[str, str]:
 
 def _image(text: str) -> dict[str, Any]:
     """Raises Refused."""
+    # Ollama skips the ends of lines, which `base64` writes; llama-server would read no further.
+    text = text.replace("\r", "").replace("\n", "")
     if not text.startswith("data:"):
         try:
             start = base64.b64decode(text[:SNIFFED], validate=True)
