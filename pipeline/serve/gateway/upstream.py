@@ -42,6 +42,8 @@ HOP_BY_HOP = {
 }
 NOT_FORWARDED = HOP_BY_HOP | {
     *(b"host", b"content-length", b"expect", b"origin", b"authorization", b"x-api-key"),
+    # Of other programs: a browser sends those of all ports, and llama-server refuses long ones.
+    b"cookie",
     # With it llama-server goes on after the client left, and keeps the rest for it.
     b"x-conversation-id",
 }

@@ -85,6 +85,16 @@ def test_body_and_headers_pass_untouched(here: Site) -> None:
     assert here.metric('llama_gateway_sent_bytes_total{instance="chat"}') == len(answer.content)
 
 
+def test_cookies_of_other_programs_do_not_reach_an_instance(here: Site) -> None:
+    """A browser sends those of every program on this machine, whatever its port."""
+    here.upstream("chat")
+    here.gateway()
+    cookies = {"Cookie": "a=" + "x" * 9000}
+    assert here.post("/v1/completions", {"model": "chat"}, headers=cookies).status_code == 200
+    (request,) = here.events("chat", "request")
+    assert "cookie" not in request["headers"]
+
+
 FORM = "application/x-www-form-urlencoded"  # what curl -d says where no header is given
 
 
