@@ -20,7 +20,9 @@ from msgspec import Struct
 from starlette.requests import Request
 
 from pipeline.core.text import size
+from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.guard.relay import connect
+from pipeline.serve.guard.request import MAX_HEADERS, MAX_LINE
 from pipeline.serve.keys import keys_of
 from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor.state import Stamp, stamp
@@ -52,6 +54,7 @@ EVENTS = "text/event-stream"
 # nginx collects an answer before it passes it on, but for one that says so.
 UNBUFFERED = (b"x-accel-buffering", b"no")
 LENGTHS = (b"content-length", b"transfer-encoding")
+OWN_HEADERS = 3  # that each request to a server has besides: host, connection, content-length
 FIRST_FINAL = 200  # the statuses below come before the answer
 PATH_SAFE = "/:@!$&'()*+,;=~"
 
@@ -241,7 +244,7 @@ class Answer(asyncio.Protocol):
 async def forward(
     target: Target, request: Request, path: str, parsed: RequestBody, keys: Keys
 ) -> Answer:
-    """The server's answer, once its body begins. Raises NoAnswer."""
+    """The server's answer, once its body begins. Raises NoAnswer or Refused."""
     path = quote(path, safe=PATH_SAFE)
     if request.scope["query_string"]:
         path += "?" + request.scope["query_string"].decode("latin-1")
@@ -253,7 +256,17 @@ async def forward(
         headers.append((b"content-type", b"application/json"))
     not_forwarded = NOT_FORWARDED | ({b"content-type"} if parsed.is_json else set())
     headers += without_headers(request.headers.raw, not_forwarded)
+    if target.instance.engine == LLAMA_CPP:
+        _require_readable(headers)
     return await _begin(target, request.method, path, headers, body)
+
+
+def _require_readable(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise Refused for headers to which llama-server answers 400 without a word."""
+    longest = max((len(name) + len(value) for name, value in headers), default=0)
+    if longest > MAX_LINE or len(headers) + OWN_HEADERS > MAX_HEADERS:
+        text = f"llama-server reads {MAX_HEADERS} headers of {MAX_LINE:,} bytes each at most"
+        raise Refused(431, f"{text}; the request has more, or a longer one")
 
 
 async def ask(

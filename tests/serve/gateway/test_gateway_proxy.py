@@ -95,6 +95,28 @@ def test_cookies_of_other_programs_do_not_reach_an_instance(here: Site) -> None:
     assert "cookie" not in request["headers"]
 
 
+@pytest.mark.parametrize("more", [{"X-Long": "x" * 9000}, {f"X-{n}": "1" for n in range(98)}])
+def test_headers_that_llama_server_cannot_read_are_refused(
+    here: Site, more: dict[str, str]
+) -> None:
+    """It answers 400 without a word."""
+    here.upstream("chat")
+    here.upstream("other", engine="vllm")
+    here.gateway()
+    answer = here.post("/v1/completions", {"model": "chat"}, headers=more)
+    assert answer.status_code == 431
+    assert "llama-server reads 99 headers" in answer.json()["error"]["message"]
+    assert (
+        "llama-server reads"
+        in here.post("/api/generate", {"model": "chat", "prompt": "x"}, headers=more).json()[
+            "error"
+        ]
+    )
+    assert not here.events("chat", "request")
+    if "X-Long" in more:  # the stand-in has a limit of its own to their number
+        assert here.post("/v1/completions", {"model": "other"}, headers=more).status_code == 200
+
+
 FORM = "application/x-www-form-urlencoded"  # what curl -d says where no header is given
 
 
