@@ -7,6 +7,7 @@ in memory.
 from __future__ import annotations
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -32,6 +33,7 @@ PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|\u03bcs|ms|s|m|h)", re.A)
 DURATION = re.compile(rf"([+-]?)(0|(?:{PART.pattern})+)", re.A)
 MICRO = dict.fromkeys(("us", "µs", "\u03bcs"), 1e-6)
 UNITS = {"ns": 1e-9, **MICRO, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+BLOCK = 1024 * 1024  # bytes of a text that are decoded at once
 BOM = b"\xef\xbb\xbf"
 
 
@@ -107,13 +109,14 @@ def parse_query(request: Request) -> RequestBody:
 
 def _parse_json(body: bytes) -> RequestBody:
     body_without_bom = body.removeprefix(BOM)
+    _require_utf8(body_without_bom)
     try:
         document = msgspec.json.decode(body_without_bom, type=_Document)
     except msgspec.ValidationError as error:
         is_model = str(error).endswith("`$.model`")
         text = '"model" must be a string' if is_model else "the request is not a JSON object"
         raise Refused(400, text) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise Refused(400, f"the request is not valid JSON: {error}") from None
     except RecursionError:
         raise Refused(400, "the request is nested too deep") from None
@@ -125,6 +128,20 @@ def _parse_json(body: bytes) -> RequestBody:
         streams=bytes(document.stream) == b"true",
         keep_alive=seconds(_keep_alive(document.keep_alive)),
     )
+
+
+def _require_utf8(body: bytes) -> None:
+    """Raise Refused for a text in another encoding, at which llama-server fails with status 500.
+    It is read in parts: as one text it may take four times as much."""
+    if body.isascii():
+        return
+    decoder = getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), BLOCK):
+            decoder.decode(body[start : start + BLOCK])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise Refused(400, "the request is not valid JSON: its text is not UTF-8") from None
 
 
 def _keep_alive(value: Raw) -> float | str | None:

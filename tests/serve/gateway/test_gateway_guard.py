@@ -254,7 +254,7 @@ def test_the_model_is_found_in_any_document() -> None:
         (b'{"model": "a\\', "not valid JSON: Input data was truncated"),
         (b'{"model": "a"} {}', "trailing characters"),
         (b'{"model": "\\x"}', "not valid JSON: .*escape"),
-        (b'{"model": "\xff"}', "not valid JSON: Invalid UTF-8"),
+        (b'{"model": "\xff"}', "not valid JSON: its text is not UTF-8"),
         (b'{"model": ["a"]}', "must be a string"),
     ],
 )

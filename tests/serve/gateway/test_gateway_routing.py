@@ -215,6 +215,17 @@ def test_a_body_that_cannot_be_read_is_refused(body: bytes) -> None:
     assert why.value.status == 400
 
 
+def test_a_text_that_is_not_utf_8_is_refused() -> None:
+    """llama-server fails at it with status 500, for which clients try again."""
+    long = '{"model": "x", "text": "%s"}' % ("aé😀" * 300_000)
+    assert parse_body("", long.encode()).model == "x"
+    latin = '{"model": "x", "text": "é"}'.encode("latin-1")
+    for text in (latin, b'{"text": "\xc3"}', long.encode("cp1252", "ignore")):
+        with pytest.raises(Refused, match="its text is not UTF-8") as refused:
+            parse_body("", text)
+        assert refused.value.status == 400
+
+
 def form(*parts: tuple[str, bytes]) -> bytes:
     told = (
         b'--B-1\r\nContent-Disposition: form-data; name="%s"\r\nX: y\r\n\r\n%s\r\n'
