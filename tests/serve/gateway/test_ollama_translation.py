@@ -86,6 +86,23 @@ def test_format() -> None:
             chat(format=wrong)
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (rb"cut \ud83d", "cut \ufffd"),
+        (rb"\ud83d\ud83d\ude00 \ude00\ude00", "\ufffd\U0001f600 \ufffd\ufffd"),
+        (rb"\uD83d\\ude00 \\\uDE00", "\ufffd\\ude00 \\\ufffd"),
+        (rb"\\ud83d \"\u00e9\n \ud83d\u00e9", '\\ud83d "\xe9\n \ufffd\xe9'),
+    ],
+)
+def test_half_a_pair_of_escapes_is_read_as_ollama_reads_it(sent: bytes, read: str) -> None:
+    """JavaScript sends it of a text that it has cut within a letter."""
+    asked = requests.decoded(b'{"prompt": "%b"}' % sent, requests.Generate)
+    assert asked.prompt == read
+    with pytest.raises(Refused, match="prompt"):
+        requests.decoded(b'{"prompt": 1, "x": "%b"}' % sent, requests.Generate)
+
+
 def test_thinking_and_logprobs() -> None:
     for think in (True, False):
         _, body = chat(think=think)

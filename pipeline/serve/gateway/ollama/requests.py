@@ -7,6 +7,7 @@ never built. What Ollama ignores is ignored here too.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -37,6 +38,11 @@ OF_THE_START = (
     *(NUM_CTX, "num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram", "f16_kv"),
     *("use_mmap", "use_mlock", "vocab_only", "logits_all", "embedding_only"),
 )
+# Backslashes that are text, a whole pair of escapes, or half of one (the group), which JavaScript
+# sends of a text that it has cut.
+HIGH, LOW = rb"u[dD][89abAB][0-9a-fA-F]{2}", rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
+HALF = re.compile(rb"\\(?:\\(?:\\\\)*+|%b\\%b|(%b|%b))" % (HIGH, LOW, HIGH, LOW))
+UNKNOWN = rb"\ufffd"
 # How the images that llama.cpp reads begin.
 IMAGES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
 SNIFFED = 16  # characters of base64
@@ -134,7 +140,18 @@ R = TypeVar("R", bound=AnyRequest)
 
 
 def decoded(body: bytes, kind: type[R]) -> R:
-    """A request. Raises Refused."""
+    """A request. Half of a pair of escapes is read as Ollama does: llama-server would refuse all of
+    the conversation. Raises Refused."""
+    try:
+        return _decoded(body, kind)
+    except Refused:
+        mended = HALF.sub(lambda found: UNKNOWN if found[1] else found[0], body)
+        if mended == body:
+            raise
+    return _decoded(mended, kind)
+
+
+def _decoded(body: bytes, kind: type[R]) -> R:
     parse_body("", body)
     require_few_values(body)
     try:
