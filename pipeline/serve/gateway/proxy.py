@@ -16,6 +16,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import count
 
 import anyio
@@ -29,7 +30,7 @@ from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 from .connection import Connection
 from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
-from .renaming import Rename, Renamed, renaming
+from .renaming import Rename, Renamed, rename_document, renaming
 from .request_body import RequestBody, parse_body, parse_query, read_body
 from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
 from .settings import GatewaySettings
@@ -251,7 +252,7 @@ class Proxy:
             raise NoAnswer("is still loading its model", loads=True)
         rename = renaming(target, call.body.model) if not answer.is_compressed else None
         if rename and answer.length is not None:
-            await answer.change(rename)
+            await answer.change(partial(rename_document, rename))
             rename = None
         self.counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = answer.status

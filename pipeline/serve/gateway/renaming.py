@@ -6,8 +6,12 @@ import json
 import re
 from collections.abc import Callable
 
+import msgspec
+from msgspec import Raw
+
 from .servers import Target
 
+KEY = b'"model"'
 LONGEST_LINE = 1024 * 1024  # bytes; of a longer one the name stands in the first part
 
 Rename = Callable[[bytes], bytes]
@@ -24,6 +28,22 @@ def renaming(target: Target, model: str | None) -> Rename | None:
     pattern = re.compile(rf'("model"\s*:\s*)(?:{"|".join(map(re.escape, spelled))})'.encode())
     own = json.dumps(model).encode()
     return lambda text: pattern.sub(lambda match: match[1] + own, text)
+
+
+def rename_document(rename: Rename, text: bytes) -> bytes:
+    """The same for a whole document, of which the outer `model` alone is meant: Anthropic's API has
+    what a tool is called with as an object within it."""
+    if KEY not in text:
+        return text
+    try:
+        document = msgspec.json.decode(text, type=dict[str, Raw] | list[dict[str, Raw]])
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    for part in document if isinstance(document, list) else [document]:
+        if "model" in part:
+            named = rename(b"%b:%b" % (KEY, bytes(part["model"])))
+            part["model"] = Raw(named.removeprefix(KEY + b":"))
+    return msgspec.json.encode(document)
 
 
 class Renamed:

@@ -854,6 +854,22 @@ def test_an_answer_has_the_name_that_was_asked_for(here: Site) -> None:
     assert answer.json() == {"model": "chat"} and "content-length" in answer.headers
 
 
+def test_a_model_that_a_tool_is_called_with_keeps_its_name(here: Site) -> None:
+    """Anthropic's API has the arguments of a call as an object, in the midst of the answer."""
+    here.upstream("chat", aliases=("claude",))
+    here.gateway()
+    call = {"type": "tool_use", "name": "paint", "input": {"model": "chat"}}
+    reply = json.dumps({"content": [call], "model": "chat"})
+    answer = here.post("/v1/messages", {"model": "claude", "do": {"reply": reply}}).json()
+    assert answer == {"content": [call], "model": "claude"}
+    several = json.dumps([{"model": "chat", "x": {"model": "chat"}}, {"n": 1}])
+    answer = here.post("/completion", {"model": "claude", "do": {"reply": several}}).json()
+    assert answer == [{"model": "claude", "x": {"model": "chat"}}, {"n": 1}]
+    for other in ("[ ]", '"model": "chat"', '{ "x": 1}'):
+        answer = here.post("/completion", {"model": "claude", "do": {"reply": other}})
+        assert answer.text == other
+
+
 def test_a_trailing_slash_and_tools_are_answered_as_by_llama_server(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
