@@ -75,7 +75,7 @@ def test_what_a_header_says(file: Path) -> None:
         **{"parameter_size": "64K", "quantization_level": "Q4_K_M"},
     }
     info = shown["model_info"]
-    assert info["general.parameter_count"] == 64_064 and info["qwen2.context_length"] == 32_768
+    assert info["general.parameter_count"] == 64_064 and info["qwen2.context_length"] == 4096
     assert info["odd.value"] is None and not any("chat_template" in key for key in info)
     assert shown["template"] == TEMPLATE and shown["license"] == "apache-2.0"
     assert shown["parameters"] == "num_ctx 4096" and shown["modified_at"].endswith("Z")
@@ -84,6 +84,20 @@ def test_what_a_header_says(file: Path) -> None:
     running = models.running("me", target(file), said, ServerUse())
     assert running["context_length"] == 4096 and "size_vram" not in running
     assert running["expires_at"] > "2300" and "modified_at" not in running
+
+
+def test_the_context_that_clients_are_told_is_the_one_they_have(file: Path) -> None:
+    """They go by the header's, and send as much; no request makes the context larger."""
+
+    def told(said: dict[str, Any], *arguments: str) -> tuple[int, str]:
+        shown = models.shown("me", target(file, *arguments), said)
+        return shown["model_info"]["qwen2.context_length"], shown["parameters"]
+
+    assert told({"meta": {"n_ctx": 4096}}, "--ctx-size", "8192") == (4096, "num_ctx 4096")
+    assert told({}, "--ctx-size", "8192") == (8192, "num_ctx 8192"), "while it is not loaded"
+    assert told({}, "-c", "8192") == (8192, "num_ctx 8192")
+    assert told({}, "--ctx-size", "0") == told({}) == (32_768, "")
+    assert told({"meta": {"n_ctx": 65_536}}) == (65_536, "num_ctx 65536"), "a stretched one"
 
 
 def test_capabilities(file: Path, tmp_path: Path) -> None:

@@ -105,10 +105,12 @@ def shown(name: str, target: Target, details: Mapping[str, Any]) -> dict[str, An
     """The answer of /api/show."""
     file = model_file(target.instance)
     template = chat_template(target.instance, file)
-    context = context_of(details)
+    context = context_of(details) or context_asked(target.instance)
     info = {key: value for key, value in file.values.items() if not key.startswith(TEMPLATE)}
     if file.parameters:
         info["general.parameter_count"] = file.parameters
+    if context and file.architecture:  # clients go by it, and cannot have a larger one here
+        info[f"{file.architecture}.context_length"] = context
     return {
         "modelfile": f"FROM {name}\n",
         "parameters": f"num_ctx {context}" if context else "",
@@ -119,6 +121,12 @@ def shown(name: str, target: Target, details: Mapping[str, Any]) -> dict[str, An
         "model_info": info,
         "capabilities": capabilities(target.instance, file, template),
     }
+
+
+def context_asked(instance: Server) -> int:
+    """The context that an instance is started with, in tokens; 0 where that is the model's own."""
+    text = instance.argument("--ctx-size") or instance.argument("-c")
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 def capabilities(instance: Server, file: ModelFacts, template: str) -> list[str]:
