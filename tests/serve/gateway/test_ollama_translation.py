@@ -137,6 +137,19 @@ def test_images() -> None:
             chat(messages=[{"role": "user", "images": [image]}])
 
 
+def test_a_tool_without_a_type_is_a_function() -> None:
+    """Ollama knows no other kind and does not ask for it; llama-server does."""
+    function = {"name": "f", "parameters": {"type": "object"}}
+    said = {"type": "function", "function": function}
+    for tool in ({"function": function}, {"type": "", "function": function}, said):
+        assert chat(tools=[tool])[1]["tools"] == [said]
+    assert chat(tools=[{"type": "other", "x": 1}])[1]["tools"] == [{"type": "other", "x": 1}]
+    for nothing in (None, [], {}, ""):
+        assert "tools" not in chat(tools=nothing)[1]
+    with pytest.raises(Refused, match="tools must be a list of objects"):
+        chat(tools=["f"])
+
+
 def test_tools() -> None:
     """Arguments are objects here and JSON text there; results are matched with their calls."""
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

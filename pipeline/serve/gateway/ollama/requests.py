@@ -164,8 +164,10 @@ def chat(request: Chat) -> Translated:
     """Raises Refused."""
     if not request.messages:
         return Translated()
-    tools = {} if bytes(request.tools) in EMPTY else {"tools": request.tools}
-    return _conversation(request, list(_messages(request.messages)), tools)
+    tools = list(_tools(request.tools))
+    return _conversation(
+        request, list(_messages(request.messages)), {"tools": tools} if tools else {}
+    )
 
 
 def generate(request: Generate) -> Translated:
@@ -242,7 +244,20 @@ def _plain(request: Generation) -> dict[str, Any]:
     return body
 
 
+FUNCTION = Raw(b'"function"')
 JSON = Raw(b'{"type":"object"}')
+
+
+def _tools(tools: Raw) -> Iterator[dict[str, Raw]]:
+    """Tools as an instance wants them: each says that it is a function. Raises Refused."""
+    if bytes(tools) in EMPTY:
+        return
+    try:
+        each = msgspec.json.decode(tools, type=list[dict[str, Raw]])
+    except (msgspec.DecodeError, RecursionError):
+        raise Refused(400, "tools must be a list of objects") from None
+    for tool in each:
+        yield tool if bytes(tool.get("type", b"")) not in EMPTY else {**tool, "type": FUNCTION}
 
 
 def _schema(form: Raw) -> Raw | None:
