@@ -32,7 +32,7 @@ from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
 from .renaming import Rename, Renamed, rename_document, renaming
 from .request_body import RequestBody, parse_body, parse_query, read_body
-from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server
+from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server, split_path
 from .settings import GatewaySettings
 from .upstream import EVENTS, UNBUFFERED, Answer, Keys, NoAnswer, forward, returned_headers
 
@@ -83,7 +83,8 @@ class Proxy:
         body = await read_body(request)
         server, path = request.path_params.get("server", ""), scope["path"]
         if server:
-            path = f"/{request.path_params['path']}"
+            rest = request.path_params["path"]
+            server, path = split_path(self.view.now(), f"{server}/{rest}")
             parsed = RequestBody(body)
         elif request.method == "GET":
             parsed = parse_query(request)

@@ -28,6 +28,7 @@ from pipeline.serve.supervisor.state import (
     stamp,
 )
 
+MOST_SLASHES = 8  # that are looked at for a name in a path
 CHAT, EMBEDDING, RERANK, ANY = "chat", "embedding", "rerank", ""
 
 CHAT_PATHS = """
@@ -196,13 +197,25 @@ def find(servers: ServerList, model: str | None, kind: str, patterns: Mapping[st
 
 
 def find_server(servers: ServerList, name: str) -> Targets:
-    """The one server of this name. Raises Refused."""
-    targets = tuple(target for target in servers.targets if target.name == name)
+    """The one server of this name, or else the only one of this alias. Raises Refused."""
+    own = tuple(target for target in servers.targets if target.name == name)
+    targets = own or servers.named(name)
+    if len(targets) > 1:
+        several = ", ".join(target.name for target in targets)
+        raise Refused(404, f"{name} means several: {several}; name one of them")
     if not targets:
         names = [target.name for target in servers.targets]
         near = did_you_mean(name, names)
         raise Refused(404, f"there is no instance {name}{near}; available: {', '.join(names)}")
     return targets
+
+
+def split_path(servers: ServerList, path: str) -> tuple[str, str]:
+    """The name that a path begins with, and the path at that server: an alias may have slashes."""
+    words = path.split("/", MOST_SLASHES)
+    ends = range(1, len(words))
+    end = next((end for end in ends if servers.named("/".join(words[:end]))), 1)
+    return "/".join(words[:end]), "/".join(["", *words[end:]])
 
 
 def _default(servers: ServerList, kind: str) -> Targets:

@@ -834,6 +834,22 @@ def test_the_paths_of_one_instance_are_reached_under_its_name(here: Site) -> Non
     assert "there is no instance chta; did you mean chat?" in answer.json()["error"]["message"]
 
 
+def test_an_alias_leads_to_the_paths_of_its_instance_too(here: Site) -> None:
+    """Clients take the names of the list of models, in which aliases stand."""
+    here.upstream("chat", aliases=("both", "small", "org/Model"))
+    here.upstream("more", aliases=("both",))
+    here.gateway()
+    for name in ("small", "org/Model", "org/model", "Chat", "chat"):
+        answer = here.post(f"/upstream/{name}/slots/0", {})
+        assert answer.status_code == 200 and answer.headers["x-upstream"] == "chat", name
+    assert {event["path"] for event in here.events("chat", "request")} == {"/slots/0"}
+    assert here.get("/scaling/small").json()["requests"] == 0
+    answer = here.get("/upstream/both/slots")
+    assert answer.status_code == 404 and "both means several: chat, more" in answer.text
+    answer = here.get("/upstream/org/other/slots")
+    assert answer.status_code == 404 and "there is no instance org" in answer.text
+
+
 def test_an_answer_has_the_name_that_was_asked_for(here: Site) -> None:
     here.upstream("chat", aliases=("gpt-4o", "ä/b"))
     here.upstream("plain")
