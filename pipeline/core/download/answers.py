@@ -63,7 +63,7 @@ class Judge:
         status, host = answer.status_code, answer.url.host
         if status not in (200, 206):
             self._refuse(answer)
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
+        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise PipelineError(
                 f"{self._name}: {host} sends it compressed, which was not requested",
                 f"see whether a proxy answers there{network.settings()}",

@@ -243,6 +243,16 @@ def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
     assert here.post("/v1/chat/completions", big).status_code == 200
 
 
+def test_a_compressed_body_is_refused_with_what_to_do(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    for coding, status in (("gzip", 415), ("identity", 200), ("Identity", 200)):
+        headers = {"Content-Encoding": coding}
+        answer = here.post("/v1/chat/completions", {"model": "chat"}, headers=headers)
+        assert answer.status_code == status
+        assert (status == 200) == ("uncompressed" not in answer.text)
+
+
 def test_a_body_without_a_length_is_counted(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
