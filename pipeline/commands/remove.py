@@ -190,7 +190,7 @@ def candidates(session: Session, users: Session) -> Candidates:
     require_no_run(known.under_way)
     files = request.file_filter
     if files.quant or files.filename or files.pattern:  # a part of the model is meant
-        meant = [x for x in matching(session, stored) if on_disk.fits(files, x)]
+        meant = on_disk.narrow(matching(session, stored), files)
         require_any(session, stored, meant)
         require_unused(request.named, [use for model in meant for use in known.of(model)])
         return Candidates(go=tuple(map(removable, meant)))

@@ -114,6 +114,13 @@ def named(files: Iterable[str], name: str) -> list[str]:
     return [f for f in files if f == name] or [f for f in files if PurePosixPath(f).name == name]
 
 
+def fits_pattern(name: str, pattern: str) -> bool:
+    """Whether `pattern` means the file `name`, by its path in the repository or by its name, in any
+    letter case."""
+    path, folded = PurePosixPath(name.casefold()), pattern.casefold()
+    return fnmatch(str(path), folded) or fnmatch(path.name, folded)
+
+
 def narrow(options: Sequence[Option], file_filter: FileFilter, reference: str) -> list[Option]:
     """The options that `filename=` or `pattern=` match. Raises UsageError where none does."""
     if name := file_filter.filename:
@@ -121,13 +128,7 @@ def narrow(options: Sequence[Option], file_filter: FileFilter, reference: str) -
         matching = [o for o in options if any(file.name in matches for file in o.files)]
         criterion = f"filename={name}"
     elif file_filter.pattern:
-        folded = file_filter.pattern.casefold()
-        matching = [
-            option
-            for option in options
-            if fnmatch(option.name.casefold(), folded)
-            or fnmatch(PurePosixPath(option.name).name.casefold(), folded)
-        ]
+        matching = [option for option in options if fits_pattern(option.name, file_filter.pattern)]
         criterion = f"pattern={file_filter.pattern}"
     else:
         return list(options)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from pipeline.core.store.artifacts import OWN, UNFINISHED, is_empty
 from pipeline.core.store.receipts import Entry, Recipe, Status
 
 from . import quants, resolve
-from .choice import label
+from .choice import fits_pattern, label, named, spelling
 from .converter import requirements_sha256
 from .gguf import SHARD
 from .reference import PROJECTOR, FileFilter, Reference
@@ -48,6 +47,12 @@ class StoredModel(Struct, frozen=True, kw_only=True):
     bytes: int
     made_at: str
     beside: tuple[Path, ...] = ()  # statements of provenance, and signatures
+
+    @property
+    def names(self) -> list[str]:
+        """Of its files, below the model's own folder."""
+        below = 1 + max(at for at, part in enumerate(self.files[0].parts) if part == self.slug)
+        return ["/".join(path.parts[below:]) for path in self.files]
 
     @property
     def reference(self) -> str:
@@ -199,15 +204,31 @@ def is_named(text: str, model: StoredModel) -> bool:
     )
 
 
-def fits(files: FileFilter, model: StoredModel) -> bool:
-    """Whether `quant=`, `filename=` and `pattern=` match a model. Empty ones match all."""
-    names = [path.as_posix() for path in model.files]
-    is_quant = quants.canonical(model.quant.upper()) == quants.canonical(files.quant.upper())
-    return (
-        (not files.quant or is_quant)
-        and (not files.filename or any(name.endswith(f"/{files.filename}") for name in names))
-        and (not files.pattern or any(fnmatch(name, f"*/{files.pattern}") for name in names))
-    )
+def narrow(models: Iterable[StoredModel], files: FileFilter) -> list[StoredModel]:
+    """Those that `quant=`, `filename=` and `pattern=` mean, read as for a repository: only the
+    names that its files have there count, not the folders of the home. Empty ones mean all."""
+    models = list(models)
+    # The file of this very path is meant, and of the same name in a folder only where it is alone.
+    exact = {model.slug for model in models if files.filename in model.names}
+
+    def is_named(model: StoredModel) -> bool:
+        is_exact = model.slug not in exact or files.filename in model.names
+        return is_exact and bool(named(model.names, files.filename))
+
+    return [
+        model
+        for model in models
+        if (not files.quant or _has_quant(model, files.quant))
+        and (not files.filename or is_named(model))
+        and (not files.pattern or any(fits_pattern(name, files.pattern) for name in model.names))
+    ]
+
+
+def _has_quant(model: StoredModel, quant: str) -> bool:
+    """Whether `quant` is that of a model, however spelled; the point of a size counts."""
+    own = model.quant.upper()
+    is_spelled = not quants.is_mix(own) and spelling(own) == spelling(quant)
+    return is_spelled or quants.canonical(own) == quants.canonical(quant.upper())
 
 
 def slug_of(home: Home, path: Path) -> str:

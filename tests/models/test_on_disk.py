@@ -10,7 +10,6 @@ import pytest
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
 from pipeline.models import on_disk
-from pipeline.models.on_disk import StoredModel
 from pipeline.models.reference import FileFilter, parse
 from pipeline.models.resolve import local_slug
 
@@ -49,11 +48,8 @@ def home(tmp_path: Path) -> Home:
 def meant(home: Home, text: str, **files: str) -> list[str]:
     stored = on_disk.look(home).models
     found = [x for x in stored if on_disk.means(parse(text), x, home)]
-    return sorted(f"{x.revision[:4]} {x.kind} {x.quant}" for x in found if fits(x, **files))
-
-
-def fits(model: StoredModel, **files: str) -> bool:
-    return on_disk.fits(FileFilter(**files), model)
+    chosen = on_disk.narrow(found, FileFilter(**files))
+    return sorted(f"{x.revision[:4]} {x.kind} {x.quant}" for x in chosen)
 
 
 def test_what_belongs_together(home: Home) -> None:
@@ -81,6 +77,11 @@ ALL = ["0123 model Q4_K_M", "0123 model Q8_0", "0123 projector F16", "fedc model
         ("Org/The__Model", {"quant": "Q8_0"}, ["0123 model Q8_0"]),
         ("Org/The__Model", {"filename": "the-model-Q8_0.gguf"}, ["0123 model Q8_0"]),
         ("Org/The__Model", {"pattern": "sub/*"}, [ALL[0], ALL[3]]),
+        ("Org/The__Model", {"pattern": "*-q8_0*"}, ["0123 model Q8_0"]),
+        ("Org/The__Model", {"pattern": "*Org*"}, []),  # the folder in the home
+        ("Org/The__Model", {"quant": "Q4-K-M"}, [ALL[0], ALL[3]]),
+        ("Org/The__Model", {"quant": "Q4_K"}, [ALL[0], ALL[3]]),
+        ("Org/The__Model", {"filename": "the-model-Q4_K_M-00001-of-00002.gguf"}, [ALL[0], ALL[3]]),
         ("Org/Other", {}, []),
         ("demo", {}, []),
     ],
@@ -89,6 +90,24 @@ def test_what_a_reference_means(
     home: Home, text: str, files: dict[str, str], found: list[str]
 ) -> None:
     assert meant(home, text, **files) == found
+
+
+def test_a_name_means_the_file_without_a_folder_first(tmp_path: Path) -> None:
+    home, source = Home(tmp_path / "home"), {"type": "hf", "ref": "Org/M", "revision": COMMITS[0]}
+    names = ["m-Q8_0.gguf", "sub/m-Q8_0.gguf", "sub/n-Q8_0.gguf"]
+    put(home, f"Org__M__{COMMITS[0][:12]}", names, {"step": "fetch", **source}, **source)
+    stored = on_disk.look(home).models
+    for name, found in {names[0]: [names[0]], "n-Q8_0.gguf": [names[2]]}.items():
+        chosen = on_disk.narrow(stored, FileFilter(filename=name))
+        assert [each for x in chosen for each in x.names] == found
+
+
+def test_the_size_of_a_mix_is_read_with_its_point(tmp_path: Path) -> None:
+    home, recipe = Home(tmp_path / "home"), {"step": "quantize", "type": "4.8BPW"}
+    put(home, "local__m__01234567", ["model.4.8bpw.gguf"], recipe, type="folder", ref="/m")
+    stored = on_disk.look(home).models
+    assert on_disk.narrow(stored, FileFilter(quant="4.8BPW")) == [*stored]
+    assert on_disk.narrow(stored, FileFilter(quant="48BPW")) == []
 
 
 def test_the_users_own_file(home: Home, tmp_path: Path) -> None:

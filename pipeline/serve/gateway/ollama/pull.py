@@ -67,11 +67,9 @@ def serving(wanted: Reference, targets: Iterable[Target]) -> list[Target]:
     """The servers of this model of the hub, whatever they are called. Raises OSError."""
     home = paths.home()
     chosen = FileFilter(quant=wanted.quant, filename=wanted.filename, pattern=wanted.pattern)
-    files = {
-        str(model.files[0])
-        for model in on_disk.by_name(on_disk.look(home)).values()
-        if on_disk.means(wanted, model, home) and on_disk.fits(chosen, model)
-    }
+    stored = on_disk.by_name(on_disk.look(home)).values()
+    models = [model for model in stored if on_disk.means(wanted, model, home)]
+    files = {str(model.files[0]) for model in on_disk.narrow(models, chosen)}
     return [target for target in targets if target.instance.argument("--model") in files]
 
 
