@@ -159,7 +159,7 @@ def _ggufs(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:
         kind: Kind = "model" if known[paths[0]].keep else "intermediate"
         if step in ("imatrix", "mix"):
             kind, quant = ("imatrix", "") if step == "imatrix" else ("mix", str(recipe["type"]))
-        elif step == "fetch" and PROJECTOR.search(paths[0].name):
+        elif recipe.get("projector") or (step == "fetch" and PROJECTOR.search(paths[0].name)):
             kind = "projector"
         elif recipe.get("adapter") or recipe.get("use") == "adapter":
             kind = "adapter"

@@ -92,6 +92,19 @@ def test_what_a_reference_means(
     assert meant(home, text, **files) == found
 
 
+def test_a_projector_that_was_converted_is_no_model(tmp_path: Path) -> None:
+    home, source = Home(tmp_path / "home"), {"type": "folder", "ref": "/sees"}
+    made = {"step": "convert", "outtype": "F16"}
+    put(home, "local__sees__01234567", ["model.f16.gguf"], made, **source)
+    put(home, "local__sees__01234567", ["mmproj.f16.gguf"], {**made, "projector": True}, **source)
+    stored = on_disk.look(home)
+    assert [(x.files[0].name, x.kind, x.quant) for x in stored.models] == [
+        ("model.f16.gguf", "model", "F16"),
+        ("mmproj.f16.gguf", "projector", "F16"),
+    ]
+    assert [x.files[0].name for x in on_disk.by_name(stored).values()] == ["model.f16.gguf"]
+
+
 def test_a_name_means_the_file_without_a_folder_first(tmp_path: Path) -> None:
     home, source = Home(tmp_path / "home"), {"type": "hf", "ref": "Org/M", "revision": COMMITS[0]}
     names = ["m-Q8_0.gguf", "sub/m-Q8_0.gguf", "sub/n-Q8_0.gguf"]
