@@ -32,6 +32,7 @@ from .reference import PROJECTOR, FileFilter, Reference
 
 Kind = Literal["model", "adapter", "projector", "intermediate", "imatrix", "mix", "source"]
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
+LEVELS = 5  # of names for a model
 
 
 class StoredModel(Struct, frozen=True, kw_only=True):
@@ -117,13 +118,27 @@ def empty(home: Home) -> Iterator[Path]:
 
 
 def by_name(stored: OnDisk) -> dict[str, StoredModel]:
-    """The models that can be served, by a name for each: with the quant where there are several."""
-    models = [model for model in stored.models if model.kind == "model"]
-    often = Counter(model.name for model in models)
-    return {
-        model.name if often[model.name] == 1 else f"{model.name}-{model.quant}": model
-        for model in models
-    }
+    """The models that can be served, by a name for each: as short as the others allow. Of several
+    revisions the one that was made last has the short name."""
+    models = sorted((x for x in stored.models if x.kind == "model"), key=lambda x: x.made_at)
+    newest = {(x.reference, x.quant, *x.names): x for x in models}
+    found = dict[str, StoredModel]()
+    for level in range(LEVELS):
+        # an older revision is told by its commit
+        candidates = [*newest.values()] if level < LEVELS - 2 else models
+        often = Counter(_spellings(model)[level] for model in candidates)
+        for model in candidates:
+            name = _spellings(model)[level]
+            if often[name] == 1 and name not in found and model not in found.values():
+                found[name] = model
+    return found
+
+
+def _spellings(model: StoredModel) -> list[str]:
+    """LEVELS names for a model, each longer than the one before, and the last one its alone."""
+    owned = model.slug.rpartition("__")[0] or model.slug
+    names = [f"{name}-{model.quant}".rstrip("-") for name in (model.name, owned, model.slug)]
+    return [model.name, *names, f"{model.slug}-{resolve.slug('-'.join(model.names[:1]))}"]
 
 
 def _children(folder: Path) -> list[Path]:

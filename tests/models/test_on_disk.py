@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -103,6 +104,40 @@ def test_a_projector_that_was_converted_is_no_model(tmp_path: Path) -> None:
         ("mmproj.f16.gguf", "projector", "F16"),
     ]
     assert [x.files[0].name for x in on_disk.by_name(stored).values()] == ["model.f16.gguf"]
+
+
+def test_each_model_has_a_name_of_its_own(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+
+    def fetched(owner: str, commit: str, *names: str) -> str:
+        source = {"type": "hf", "ref": f"{owner}/M", "revision": commit}
+        slug = f"{owner}__M__{commit[:12]}"
+        put(home, slug, [*names], {"step": "fetch", **source}, **source)
+        return slug
+
+    def named() -> dict[str, str]:
+        models = on_disk.by_name(on_disk.look(home))
+        return {name: f"{x.slug} {x.names[0]}" for name, x in models.items()}
+
+    old = fetched("A", COMMITS[1], "m-Q8_0.gguf")
+    assert named() == {"M": f"{old} m-Q8_0.gguf"}
+    path = home.models / "gguf" / old / "m-Q8_0.gguf"
+    entry = receipts.load(path.parent)[path.name]
+    receipts.change(path, replace(entry, made_at="2020-01-01T00:00:00+00:00"))
+    new = fetched("A", COMMITS[0], "m-Q8_0.gguf")
+    revisions = {"M": f"{new} m-Q8_0.gguf", f"{old}-Q8_0": f"{old} m-Q8_0.gguf"}
+    assert named() == revisions
+
+    other = fetched("B", COMMITS[0], "m-Q8_0.gguf")
+    assert named() == {
+        "A__M-Q8_0": revisions["M"],
+        f"{old}-Q8_0": revisions[f"{old}-Q8_0"],
+        "B__M-Q8_0": f"{other} m-Q8_0.gguf",
+    }
+    fetched("B", COMMITS[0], "n-Q8_0.gguf", "n-Q4_0.gguf")
+    names = named()
+    assert names["M-Q4_0"] == f"{other} n-Q4_0.gguf"
+    assert names[f"{other}-n-Q8_0.gguf"] == f"{other} n-Q8_0.gguf" and len(names) == 5
 
 
 def test_a_name_means_the_file_without_a_folder_first(tmp_path: Path) -> None:
