@@ -203,7 +203,8 @@ def parse_address(text: str) -> Reference | None:
         host, path = "hf.co", f"{parts.netloc}{parts.path}"
     else:
         path = parts.path
-    if host not in {*HOSTS, _own_host()} - {""}:
+    own_host, own_path = _own_hub()
+    if host not in {*HOSTS, own_host} - {""}:
         if scheme and scheme[0].lower() == "file://":
             raise UsageError(
                 f"model={text}: is the address of a file here", f"pass its path: {unquote(path)}"
@@ -213,7 +214,15 @@ def parse_address(text: str) -> Reference | None:
                 text, "is not an address of the hub; download the file and pass its path"
             )
         return None
-    return _of_path(text, [unquote(part) for part in path.split("/") if part], parts.query)
+    names = _parts(path)
+    if host == own_host and names[: len(own_path)] == own_path:
+        names = names[len(own_path) :]
+    return _of_path(text, names, parts.query)
+
+
+def _parts(path: str) -> list[str]:
+    """The parts of an address's path."""
+    return [unquote(part) for part in path.split("/") if part]
 
 
 def _at(text: str, repo: str, revision: str) -> Reference:
@@ -226,12 +235,14 @@ def _at(text: str, repo: str, revision: str) -> Reference:
     return replace(reference, revision=reference.revision or revision)
 
 
-def _own_host() -> str:
-    """The host of HF_ENDPOINT; empty where that is unset or invalid."""
+def _own_hub() -> tuple[str, list[str]]:
+    """The host of HF_ENDPOINT, and the path that its repositories are below, as those of a mirror
+    may be; empty where it is unset or invalid."""
     try:
-        return (urlsplit(os.environ.get("HF_ENDPOINT", "").strip()).hostname or "").lower()
+        parts = urlsplit(os.environ.get("HF_ENDPOINT", "").strip())
+        return (parts.hostname or "").lower(), _parts(parts.path)
     except ValueError:
-        return ""
+        return "", []
 
 
 def _of_path(text: str, parts: list[str], query: str) -> Reference:

@@ -88,6 +88,25 @@ def test_a_pasted_address_means_what_it_says(
     assert means.get("note", "") in reference.note and bool(reference.note) == ("note" in means)
 
 
+@pytest.mark.parametrize("endpoint", ["https://art.corp/api/hub", "https://art.corp:8443/api/hub/"])
+def test_an_address_of_a_hub_below_a_path(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    for start in (endpoint.rstrip("/"), "art.corp/api/hub"):
+        file = parse(f"{start}/org/model:Q8_0/resolve/v1/m.gguf")
+        assert (file.repo, file.quant, file.revision, file.filename) == (
+            "org/model",
+            "Q8_0",
+            "v1",
+            "m.gguf",
+        )
+        assert parse(f"{start}/org/model").repo == "org/model"
+    with pytest.raises(UsageError, match="names no repository"):
+        parse("https://art.corp/api/hub/org")
+    # what a hub at the top of a host, or the site itself, means does not change
+    assert parse("https://art.corp/api/hubs").repo == "api/hubs"
+    assert parse("https://huggingface.co/api/hub").repo == "api/hub"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
