@@ -4,6 +4,7 @@ of the hub as it is copied from a browser or from another program's command."""
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import unicodedata
@@ -270,7 +271,7 @@ def _of_path(text: str, parts: list[str], query: str) -> Reference:
     if name.suffix.lower() == ".gguf":
         return replace(reference, filename=file)
     if kind == "tree":
-        return replace(reference, pattern=f"{file}/*")
+        return replace(reference, pattern=f"{glob.escape(file)}/*")
     if name.suffix.lower() in FILES or name.name in FILES:
         return replace(reference, note=f"{file}: taken for the repository it is in")
     raise _address_error(text, f"{file} is no GGUF, and no file of a model in safetensors")

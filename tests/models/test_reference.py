@@ -65,6 +65,7 @@ def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
         ("org/model/tree/v1.0", {"revision": "v1.0"}),
         ("org/model/tree/refs%2Fpr%2F7", {"revision": "refs/pr/7"}),
         ("org/model/tree/main/Q4_K_M", {"pattern": "Q4_K_M/*"}),
+        ("org/model/tree/main/Q4%20[i1]", {"pattern": "Q4 [[]i1]/*"}),
         ("org/model/blob/main/m-Q4_K_M.gguf", {"filename": "m-Q4_K_M.gguf"}),
         ("org/model/resolve/main/m.gguf?download=true", {"filename": "m.gguf"}),
         ("org/model/raw/abc/sub/m.gguf", {"filename": "sub/m.gguf", "revision": "abc"}),
