@@ -327,6 +327,14 @@ def test_wrong_content_range(server: hub.Running, address: str) -> None:
     assert reply.body == LARGE[1000:2000]
 
 
+def test_own_etag(server: hub.Running) -> None:
+    on(server, "own_etag", at="hub")
+    path = f"/{ONE}/resolve/main/large.bin"
+    first, second = (Reply(server.endpoint, path, "HEAD").headers["X-Linked-Etag"] for _ in "ab")
+    assert first == second != f'"{sha256(LARGE).hexdigest()}"'
+    assert len(first) == len('""') + 40
+
+
 def test_etag_changes(server: hub.Running) -> None:
     on(server, "etag_changes", at="hub")
     path = f"/{ONE}/resolve/main/large.bin"

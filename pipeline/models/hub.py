@@ -174,16 +174,17 @@ def locate(repo: str, commit: str, file: ModelFile) -> Location:
                 "asking to wait, or does not end its answer",
                 f"run the same command again, later{network.through(endpoint())}",
             ) from None
-    expected = file.sha256 or file.blob
     if metadata.size is not None and metadata.size != file.size:
         raise Changed(
             f"{repo}: {file.name} has {file.size} bytes in the hub's list and {metadata.size} when "
             "it is requested",
             AGAIN,
         )
-    if expected and metadata.etag and metadata.etag != expected:
+    # A mirror may have etags of its own, of another form or of small files; all bytes are hashed.
+    etag = metadata.etag or ""
+    if file.sha256 and len(etag) == len(file.sha256) and etag != file.sha256:
         raise Changed(
-            f"{repo}: {file.name} is {metadata.etag} now and was {expected} when it was resolved",
+            f"{repo}: {file.name} is {etag} now and was {file.sha256} when it was resolved",
             AGAIN,
         )
     is_hub = urlsplit(metadata.location)[:2] == urlsplit(url)[:2]

@@ -245,6 +245,18 @@ def test_each_error_has_a_message_of_its_own(
     assert "hf_" not in message.lower().replace("hf_token", "").replace("hf_hub_offline", "")
 
 
+@pytest.mark.parametrize("repo", ["org/safe", "org/gguf"])
+def test_a_mirror_may_have_etags_of_its_own(ask: Ask, server: fake.Running, repo: str) -> None:
+    of_all = {"kind": "own_etag", "path": "*", "repo": repo}
+    server.control(faults=[{**of_all, "at": at} for at in ("hub", "cdn")])
+    answer = ask(repo, fetch=True)
+    assert "error" not in answer
+    folder = Path(answer["folder"])
+    for name, size, sha256 in answer["files"]:
+        data = (folder / name).read_bytes()
+        assert len(data) == size and sha256 in ("", hashlib.sha256(data).hexdigest())
+
+
 # What a lasting fault ends in: a part of the error, or "" where the bytes arrive all the same.
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"kind": "slow", "bytes_per_second": 20_000}, ""),
