@@ -18,6 +18,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.network import is_url
 
 AGAIN = "run the same command again: it asks the hub anew"
+COPY_AGAIN = "copy the token again; `hf auth login` writes the file anew"
 REFUSALS = {
     403: ("refuses access", "a fine-grained token needs the right to read this repository"),
     429: ("limits the rate of requests", "wait some minutes; with HF_TOKEN the limit is higher"),
@@ -55,6 +56,14 @@ def has_token() -> bool:
     from huggingface_hub import get_token
 
     return bool(get_token())
+
+
+def _token_place() -> str:
+    """Where the token in use comes from: a variable, or the file of `hf auth login`."""
+    from huggingface_hub import constants
+
+    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return next((name for name in names if os.environ.get(name)), constants.HF_TOKEN_PATH)
 
 
 def endpoint() -> str:
@@ -119,6 +128,8 @@ def _refused(repo: str, error: Exception) -> PipelineError:
     if status in REFUSALS:
         what, hint = REFUSALS[status]
         return PipelineError(f"{repo}: the hub {what} (status {status})", hint)
+    if isinstance(error, UnicodeError):  # the token's: nothing else is read or sent as text
+        return PipelineError(f"{_token_place()}: holds letters that no token has", COPY_AGAIN)
     if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
         why = str(error) if isinstance(error, MsgspecError) else type(error).__name__
         return PipelineError(

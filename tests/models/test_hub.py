@@ -348,6 +348,25 @@ def test_a_variable_with_which_nothing_is_reached_is_named(
     assert "secret" not in message
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbfhf_member\n",  # as an editor of Windows saves it
+        "hf_member\n".encode("utf-16"),  # as its shell does
+        "hf_member\u2019".encode(),
+    ],
+)
+def test_a_token_file_that_holds_no_token_is_named(ask: Ask, tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(data)
+    message = ask("org/gguf", HF_TOKEN_PATH=str(file))["error"]
+    assert f"{file}: holds letters that no token has" in message and "hf auth login" in message
+    assert "hf_member" not in message and "HF_ENDPOINT" not in message
+    message = ask("org/gguf", HF_TOKEN_PATH=str(file), HUGGING_FACE_HUB_TOKEN="hf_\u2019")["error"]
+    assert "HUGGING_FACE_HUB_TOKEN: holds letters that no token has" in message
+    assert "error" not in ask("org/gguf", HF_TOKEN_PATH=str(file), HF_TOKEN="hf_member")
+
+
 def test_a_token_that_cannot_be_read_is_named(ask: Ask, tmp_path: Path) -> None:
     message = ask("org/gguf", HF_TOKEN_PATH=str(tmp_path))["error"]
     assert f"{tmp_path}: Is a directory" in message and "HF_TOKEN_PATH" in message
