@@ -45,6 +45,9 @@ def _folders(home: Home) -> Iterator[Path]:
     cache = paths.cache(home)
     yield from (home.bins, *(home.bins / x for x in (".build", ".source", ".ui", "packages")))
     yield from (cache, *_folders_in(cache / "archives"), *_folders_in(home.models))
+    for folder in (each for kind in ("gguf", "source") for each in home.model_folders(kind)):
+        if folder.is_symlink() or folder.parent.is_symlink():  # to another disk
+            yield from _folders_in(folder)
 
 
 def _folders_in(top: Path) -> Iterator[Path]:

@@ -69,7 +69,7 @@ def verify(session: Session) -> None:
 def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
     """The artifacts that are meant; a `.gguf` of the user's own has no receipt."""
     home = model.home
-    tops = [home.bins, home.models]
+    tops = [home.bins, *home.model_folders("gguf"), *home.model_folders("source")]
     if reference := model.request.reference:
         if reference.kind == "folder" and model.request.public_key and model.known() is None:
             return  # a folder of somebody's, of which the signature alone is checked

@@ -34,6 +34,12 @@ class Home(Struct, frozen=True):
     def models(self) -> Path:
         return self.root / "models"
 
+    def model_folders(self, kind: str) -> list[Path]:
+        """What lies in `models/`KIND, `gguf` or `source`: a folder for each model. It, or the one
+        that holds it, may be a link to another disk."""
+        top = self.models / kind
+        return sorted(top.iterdir()) if top.is_dir() else []
+
     @property
     def logs(self) -> Path:
         return self.root / "logs"

@@ -87,7 +87,7 @@ def look(home: Home) -> OnDisk:
     """Everything in `models/`. Raises OSError."""
     models, unfinished, unknown = list[StoredModel](), list[Path](), list[Path]()
     for kind in ("gguf", "source"):
-        for folder in _children(home.models / kind):
+        for folder in home.model_folders(kind):
             known, strangers = dict[Path, Entry](), list[Path]()
             for path in _leaves(folder):
                 if UNFINISHED.fullmatch(path.name):
@@ -112,7 +112,7 @@ def look(home: Home) -> OnDisk:
 def empty(home: Home) -> Iterator[Path]:
     """The folders of models that hold only locks, and receipts of files that are gone."""
     for kind in ("gguf", "source"):
-        for folder in _children(home.models / kind):
+        for folder in home.model_folders(kind):
             if folder.is_dir() and is_empty(folder):
                 yield folder
 
@@ -141,17 +141,17 @@ def _spellings(model: StoredModel) -> list[str]:
     return [model.name, *names, f"{model.slug}-{resolve.slug('-'.join(model.names[:1]))}"]
 
 
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _leaves(path: Path) -> Iterator[Path]:
-    """All files below a folder, a link for what it is, and what is unfinished as a whole."""
-    if path.is_symlink() or not path.is_dir() or UNFINISHED.fullmatch(path.name):
-        yield path
+def _leaves(folder: Path) -> Iterator[Path]:
+    """All files below a model's folder, which may be a link to another disk; a link in it for what
+    it is, and what is unfinished as a whole."""
+    if not folder.is_dir() or UNFINISHED.fullmatch(folder.name):
+        yield folder
         return
-    for child in _children(path):
-        yield from _leaves(child)
+    for child in sorted(folder.iterdir()):
+        if child.is_symlink():
+            yield child
+        else:
+            yield from _leaves(child)
 
 
 def _receipt(path: Path) -> Entry | None:

@@ -454,6 +454,20 @@ def test_models_on_a_read_only_disk_are_used_while_none_is_missing(
             assert f"{disk.home / 'models'}: cannot be written to: Read-only" in refused.err
 
 
+@pytest.mark.parametrize("name", ["gguf", f"gguf/{SLUG}"])
+def test_a_folder_that_is_a_link_to_another_disk(disk: Doit, tmp_path: Path, name: str) -> None:
+    folder, far = disk.home / "models" / name, tmp_path / "far"
+    folder.rename(far)
+    folder.symlink_to(far, target_is_directory=True)
+    assert disk("prepare", "model=demo-embed").steps == []
+    assert models(disk).keys() == {MADE, SOURCE}
+    file = disk.home / "models" / "gguf" / SLUG / QUANT
+    checked = disk("verify", "format=json").json()
+    assert {"path": str(file), "problem": ""} in checked
+    disk("remove", "model=demo-embed", "yes=1")
+    assert not file.exists() and models(disk) == {}
+
+
 @pytest.mark.usefixtures("locks_that_do_not_work")
 def test_where_locks_do_not_work(disk: Doit) -> None:
     disk.env["LD_PRELOAD"] = os.environ["LD_PRELOAD"]

@@ -59,6 +59,16 @@ def there(home: Home) -> set[str]:
     return {str(path.relative_to(home.root)) for path in paths if path.suffix != ".lock"}
 
 
+def test_on_another_disk_too(home: Home, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    (home.models / "gguf" / "a").rename(far)
+    (home.models / "gguf" / "a").symlink_to(far, target_is_directory=True)
+    leave_record(home)
+    leftovers.begin(home)
+    left = {path.name for path in far.iterdir() if path.suffix != ".lock"}
+    assert left == {Path(name).name for name in STAY if "gguf/a" in name}
+
+
 def test_it_is_cleared_once(home: Home) -> None:
     (home.run / "active" / ".1.json.part").unlink()
     leftovers.clear(home)
