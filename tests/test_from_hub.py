@@ -748,8 +748,13 @@ def test_private(site: Site, parts: Parts) -> None:
     site.doit.env["HF_TOKEN"] = "hf_secretWRONG"
     wrong = site.doit("prepare", "model=org/private", status=1)
     assert "the token in use may not see it" in wrong.err and "hf_secret" not in wrong.err
-    site.doit.env["HF_TOKEN"] = TOKEN
+    del site.doit.env["HF_TOKEN"]
+    folder = Path(site.doit.env["LLAMA_PIPELINE_CWD"])  # where the user types: paths start there
+    (folder / "own").mkdir()
+    (folder / "own" / "token").write_text(TOKEN)
+    site.doit.env["HF_HOME"] = "own"
     right = site.doit("prepare", "model=org/private")
+    (folder / "own" / "token").unlink()
     assert weights(site.doit) == ["tiny-Q8_0.gguf"]
     assert not any(e["authorization"] for e in site.log() if e["server"] == "cdn")
     no_token_in(site, right)

@@ -10,8 +10,11 @@ hide those of .venv.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+
+from .paths import user_folder
 
 # These would silently change a launch: llama-server reads a variable for every option.
 INHERITED = ("LLAMA_ARG_", "LLAMA_API_KEY", "LLAMA_SERVER_", "LLAMA_APP_CMD")
@@ -52,6 +55,10 @@ VLLM = """
 """
 HUB = "HF_* HUGGING_FACE_HUB_TOKEN HUGGINGFACE_HUB_CACHE TRANSFORMERS_*"
 BINS = "LLAMA_SERVER_BINS_DIR"
+PLACES = (
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_TOKEN_PATH"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
 OWN = "PYTHON* VIRTUAL_ENV LLAMA_PIPELINE_*"
 LITELLM = "LITELLM_*"
 
@@ -72,6 +79,19 @@ SECRET_VALUES = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|(?i:\bauthorization:|\bbearer )"
     r"|^\s*(hf_|gh[pousr]_|github_pat_|glpat-|xox[abp]-|sk-|npm_|pypi-|AKIA)[\w-]{16,}\s*$"
 )
+
+
+def place(environ: MutableMapping[str, str]) -> None:
+    """Make the paths in PLACES those that they are where the user types: we work in another folder,
+    and the libraries that read them know no other."""
+    for name in PLACES:
+        parts = environ.get(name, "").split(os.pathsep if name == "SSL_CERT_DIR" else "\0")
+        # the library that reads it knows what `~` and `$` stand for
+        placed = [
+            part if part[:1] in ("", "~", "$") else str(user_folder() / part) for part in parts
+        ]
+        if placed != parts:
+            environ[name] = os.pathsep.join(placed)
 
 
 def servers(environ: Mapping[str, str], *, downloads: bool = False) -> dict[str, str]:

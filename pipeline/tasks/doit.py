@@ -29,7 +29,7 @@ from pipeline.commands import remove
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
 from pipeline.core import log, paths
-from pipeline.core.environment import FOREIGN_MODULES, launch_settings
+from pipeline.core.environment import FOREIGN_MODULES, launch_settings, place
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.core.store import publish
@@ -54,6 +54,7 @@ def session() -> Session:
     drop_foreign_modules()
     if is_plain_doit():
         read_as_doitw_does()
+    place(os.environ)
     inherited = launch_settings(os.environ)
     for name in inherited:
         del os.environ[name]

@@ -236,3 +236,24 @@ def test_a_given_environment_is_taken_as_it_is() -> None:
     script = "import os; print(os.environ['OPENAI_API_KEY'])"
     env = {**os.environ, "OPENAI_API_KEY": "meant"}
     assert process.outcome([sys.executable, "-c", script], env=env)[1].strip() == "meant"
+
+
+def test_a_place_is_where_the_user_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+    far = str(tmp_path.parent / "far")
+    places = {
+        "HF_HOME": "hf",
+        "HF_TOKEN_PATH": "../token",
+        "HF_HUB_CACHE": "~/hub",
+        "HUGGINGFACE_HUB_CACHE": "$HOME/hub",
+        "SSL_CERT_FILE": far,
+        "SSL_CERT_DIR": os.pathsep.join(("certs", far, "")),
+        "REQUESTS_CA_BUNDLE": "",
+        "HF_TOKEN": "hf",
+    }
+    environment.place(given := dict(places))
+    assert given == places | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_TOKEN_PATH": str(tmp_path / ".." / "token"),
+        "SSL_CERT_DIR": os.pathsep.join((str(tmp_path / "certs"), far, "")),
+    }
