@@ -109,6 +109,19 @@ def elsewhere(chosen_by: str, folder: str) -> str:
     return f"set {chosen_by} to {folder}" if chosen_by else "run this in another folder"
 
 
+def dangling(folder: Path) -> PipelineError | None:
+    """The error where `folder`, or one above it, is a link to what is not there, such as a folder
+    on a disk that is not mounted."""
+    links = (path for path in (folder, *folder.parents) if path.is_symlink())
+    link = next((path for path in links if not path.exists()), None)
+    if link is None:
+        return None
+    return PipelineError(
+        f"{link}: is a link to {link.readlink()}, which is not there",
+        "mount the disk that it is on, or remove the link",
+    )
+
+
 def require_writable(folder: Path, chosen_by: str = CHOSEN_BY) -> None:
     """Create `folder`, and check that a file can be written there, before any work is done.
     `chosen_by` says which variable sets it."""
@@ -117,6 +130,8 @@ def require_writable(folder: Path, chosen_by: str = CHOSEN_BY) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0" * PROBE_BYTES)
     except OSError as error:
+        if link := dangling(folder):
+            raise link from None
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = (
             "free some space" if is_full else "let this user write there (of a container: --user)"

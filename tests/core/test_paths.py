@@ -122,6 +122,17 @@ def test_below_a_file_nothing_is_writable(tmp_path: Path) -> None:
         assert str(folder) in caught.value.message
 
 
+def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    (tmp_path / "models").symlink_to(gone)
+    for folder in (tmp_path / "models", tmp_path / "models" / "gguf"):
+        with pytest.raises(PipelineError) as caught:
+            paths.require_writable(folder)
+        link = f"{tmp_path / 'models'}: is a link to {gone}, which is not there"
+        assert caught.value.message == link
+        assert "mount the disk" in caught.value.hint
+
+
 def test_a_read_only_disk_is_not_writable(tmp_path: Path) -> None:
     with disk(tmp_path / "disk", "size=64k") as remount:
         remount("ro")

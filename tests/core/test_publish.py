@@ -231,6 +231,16 @@ def test_the_hint_names_what_chose_the_folder(tmp_path: Path) -> None:
     assert caught.value.hint == "set llamacpp.model_root to a folder that you may write to"
 
 
+@pytest.mark.parametrize("name", ["gguf", "gguf/model"])
+def test_a_link_to_a_disk_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "gguf"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(FileExistsError) as caught:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    said = publish.described(caught.value, tmp_path)
+    assert said.startswith(f"{link}: is a link to {tmp_path / 'gone'}") and "mount" in said
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Not a directory"), publish.disk_errors(tmp_path):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.paths import CHOSEN_BY, elsewhere, require_writable
+from pipeline.core.paths import CHOSEN_BY, dangling, elsewhere, require_writable
 from pipeline.core.text import size
 
 from .locks import own_name
@@ -165,6 +165,8 @@ def described(error: OSError, folder: Path) -> str:
     is_of_disk = error.errno in (*FULL, errno.EIO, errno.EROFS)
     known = disk_error(error, folder) if is_of_disk else None
     path = Path(os.fsdecode(error.filename or ""))
+    if isinstance(error, FileExistsError):  # where a folder was to be made
+        known = dangling(path)
     if isinstance(error, FileNotFoundError) and path.is_relative_to(folder):
         return f"{path} is gone: another run may have removed it\n  hint: run this again"
     return str(known or f"{error.filename or 'the system'}: {error.strerror or error}")
