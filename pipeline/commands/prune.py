@@ -49,6 +49,9 @@ def prune(session: Session) -> None:
 
 def candidates(session: Session) -> Candidates:
     home, days = session.home, session.request.older_than
+    for link in (paths.dangling(home.models / kind) for kind in ("gguf", "source")):
+        if link:  # else all that belongs to the models there would go
+            raise link
     stored = on_disk.look(home)
     known = uses.find(session, stored)
     require_no_run(known.under_way)
@@ -90,9 +93,11 @@ def of_models(session: Session, stored: OnDisk, known: Uses) -> Iterator[Removab
 
 
 def of_answers(home: Home, stored: OnDisk) -> Iterator[Removable]:
-    """What the hub answered about models that are not here."""
+    """What the hub answered about models that are not here. One whose folder leads to a disk that
+    is not mounted may come back."""
+    present = stored.slugs | {on_disk.slug_of(home, path) for path in stored.unknown}
     for path, slug in on_disk.answers(home):
-        if slug not in stored.slugs:
+        if slug not in present:
             yield plain("answer", path, "an answer about a model that is not here")
 
 

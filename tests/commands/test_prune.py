@@ -11,8 +11,11 @@ from pipeline.bins.compile.active import Active, Revision
 from pipeline.commands import prune
 from pipeline.commands.request import request
 from pipeline.commands.session import Session
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
+from pipeline.core.store import json_file
+from pipeline.models import on_disk
 
 ONE, TWO = (Revision(commit=digit * 40, tree=digit * 40) for digit in "12")
 PINNED = pins().llama_cpp_commit
@@ -42,3 +45,21 @@ def test_the_llama_cpp_before_this_one_stays(
 
 def test_what_another_run_has_just_removed_is_not_old(tmp_path: Path) -> None:
     assert not prune.is_older(tmp_path / "gone", 0)
+
+
+def test_answers_about_models_on_a_disk_that_is_not_there_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path))
+    home, slugs = Home(tmp_path), ("org__far__0123456789ab", "org__gone__0123456789ab")
+    (home.models / "resolved").mkdir(parents=True)
+    for slug in slugs:
+        json_file.write(home.models / "resolved" / f"{slug}.json", {"slug": slug})
+    (home.models / "gguf").mkdir()
+    (home.models / "gguf" / slugs[0]).symlink_to(tmp_path / "not mounted")
+    found = prune.of_answers(home, on_disk.look(home))
+    assert [path.stem for each in found for path in each.paths] == [slugs[1]]
+
+    (home.models / "source").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(PipelineError, match=r"is a link to .*not mounted, which is not there"):
+        prune.candidates(Session(request({}), {}))
