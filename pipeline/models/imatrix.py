@@ -4,6 +4,7 @@ llama-imatrix for a text."""
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from . import contents, gguf, text_length, tools
 from .gguf_format import MAGIC
 
 COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
+LONGEST_NAME = 256  # bytes, of a tensor; ggml's have 64 at most
 SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
 
 
@@ -48,6 +50,21 @@ def require_usable(path: Path) -> None:
         )
     if is_text(path):
         text_length.require_bytes(path, "imatrix")
+    elif start != MAGIC and not _is_older_matrix(path):
+        raise UsageError(
+            f"imatrix={path}: is neither an importance matrix nor a text in UTF-8",
+            "save the text as UTF-8, or pass a matrix that llama-imatrix wrote",
+        )
+
+
+def _is_older_matrix(path: Path) -> bool:
+    """Whether a file begins as llama-imatrix wrote it before GGUF: how many tensors there are, and
+    the length of the first one's name, before that."""
+    with path.open("rb") as file:
+        start = file.read(8 + LONGEST_NAME)
+    count, length = struct.unpack("<ii", start[:8]) if len(start) > 8 else (0, 0)
+    name = start[8 : 8 + length] if count > 0 and 0 < length <= LONGEST_NAME else b""
+    return len(name) == length > 0 and all(0x20 < letter < 0x7F for letter in name)
 
 
 def make(
