@@ -28,6 +28,7 @@ SIDE_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",  # of XLM-RoBERTa, as many rerankers are
     "spiece.model",  # of T5
+    "tokenizer.jsonl",  # of PLaMo
     "*.txt",
     "*.tiktoken",
     "*.jinja",

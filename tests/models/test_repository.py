@@ -184,11 +184,12 @@ def test_safetensors_with_what_the_converter_reads() -> None:
         *("README.md", "modeling_x.py", "pytorch_model.bin", "model.onnx", ".gitattributes"),
         *("flax_model.msgpack", "tf_model.h5", "original/consolidated.00.pth", "onnx/model.onnx"),
         *("vae/model.safetensors", "tokenizer.pickle", ".hidden.json", ".cache/x.json"),
+        *("train.jsonl", "data/tokenizer.jsonl"),
     )
     wanted = (
         *("config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "vocab.json"),
         *("model.safetensors", "chat_template.jinja", "qwen.tiktoken", "1_Pooling/config.json"),
-        *("sentencepiece.bpe.model", "spiece.model"),
+        *("sentencepiece.bpe.model", "spiece.model", "tokenizer.jsonl"),
     )
     resolved = resolve(listing(*others, *wanted, parameters={"F32": 10, "BF16": 5}))
     assert names(resolved) == sorted(wanted)
