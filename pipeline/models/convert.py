@@ -28,6 +28,12 @@ UNREADABLE_CODE = r"(Import|ModuleNotFound|Attribute|Syntax|EOF|Unicode\w*)Error
 WITHOUT_PROJECTOR = "mmproj=none serves the model without it"
 MOST_OF_A_PROJECTOR = 2_000_000_000  # bytes; most take less than one
 BASE = "base"  # of an adapter: the folder, among its staged files, with its model's config
+# One of these files holds the words, whatever the tokenizer. Mamba's converter does without.
+TOKENIZER = r"(?i)^(tokenizer\.jsonl?|tekken\.json|vocab\.json|.*\.(model|tiktoken|txt))$"
+NO_TOKENIZER = (
+    "it has no tokenizer (tokenizer.json, tokenizer.model and others): put the files of the model "
+    "that it was made from beside the weights; "
+)
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
@@ -230,7 +236,9 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
     elif conversion.projector:
         hint = WITHOUT_PROJECTOR
     else:
-        hint = f"the whole log is {log}"
+        has_words = any(re.search(TOKENIZER, file.name) for file in resolved.files)
+        is_whole = has_words or resolved.base is not None  # an adapter has none
+        hint = f"{'' if is_whole else NO_TOKENIZER}the whole log is {log}"
     files = (contents.local(resolved.folder / file.name, file.name) for file in resolved.files)
     code = foreign_code.classes(files)
     message = f"{conversion.title} could not be converted (status {status}):\n{last_lines(log)}"

@@ -56,6 +56,28 @@ def test_the_converters_command_line(conversion: Conversion) -> None:
 
 
 @pytest.mark.parametrize(
+    ("beside", "is_told"),
+    [("tokenizer_config.json", True), ("tokenizer.json", False), ("spiece.model", False)],
+)
+def test_a_model_without_a_tokenizer_is_told_so(
+    conversion: Conversion, tmp_path: Path, beside: str, is_told: bool
+) -> None:
+    folder, names = conversion.resolved.folder, ("config.json", "model.safetensors", beside)
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    files = tuple(ModelFile(name, 2, "s") for name in names)
+    log = tmp_path / "x.log"
+    log.write_text("NotImplementedError: BPE pre-tokenizer was not recognized")
+    without = replace(conversion, resolved=replace(conversion.resolved, files=files))
+    error = convert.failed(without, 1, log)
+    assert ("it has no tokenizer" in error.hint) == is_told and str(log) in error.hint
+    of_adapter = replace(without.resolved, base=conversion.resolved)
+    error = convert.failed(replace(without, resolved=of_adapter), 1, log)
+    assert error.hint == f"the whole log is {log}"
+
+
+@pytest.mark.parametrize(
     ("outtype", "ratio"), [("F32", 1.0), ("F16", 0.5), ("BF16", 0.5), ("Q8_0", 0.27)]
 )
 def test_the_space_that_a_conversion_needs(
