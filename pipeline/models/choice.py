@@ -27,6 +27,7 @@ PREFERENCE = (
     *("Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "Q3_K_M", "IQ3_M", "Q3_K_S", "Q2_K", "IQ2_M"),
 )
 MOST_LISTED = 60
+BY_NAME = "pick one: filename=… or pattern=…"
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name has a quant too
 
 
@@ -192,6 +193,8 @@ def _with_quant(options: Sequence[Option], file_filter: FileFilter, reference: s
         hint += "pick one: quant=…"
     elif not matching and file_filter.filename and not options[0].label:
         matching = [*options]  # a name without a quant contradicts none
+    elif not any(option.label for option in options):
+        hint = BY_NAME
     if not matching:
         raise UsageError(
             f"{reference}: has no GGUF with the quant {quant}; there are:\n{listing(options)}", hint
@@ -220,9 +223,7 @@ def largest(
 def ambiguous(options: Sequence[Option], reference: str, criterion: str = "") -> UsageError:
     """The error where the request, or one criterion of it, leaves several models."""
     what = f"{len(options)} GGUF models match {criterion}" if criterion else "several models match"
-    return UsageError(
-        f"{reference}: {what}:\n{listing(options)}", "pick one: filename=… or pattern=…"
-    )
+    return UsageError(f"{reference}: {what}:\n{listing(options)}", BY_NAME)
 
 
 def only_option(options: Sequence[Option], criterion: str, reference: str) -> Option:

@@ -291,12 +291,14 @@ def test_another_name_of_the_same_type(asked: str, taken: str) -> None:
         ("Q4_K_P", ("M-Q4_K_M.gguf", "M-Q4_K.gguf")),
         ("Q8_0", ("M-Q8_K_P.gguf", "M-Q8_0_P.gguf")),
         ("Q8_0", ("M.gguf",)),
+        ("COMPACT", ("M-Balanced.gguf", "M-Compact.gguf")),
     ],
 )
 def test_a_quant_is_never_replaced_by_another(quant: str, names: tuple[str, ...]) -> None:
     error = refused(names, quant=quant)
     assert f"no GGUF with the quant {quant}" in error
-    assert "quant=" in error.partition("hint:")[2]
+    hint = error.partition("hint:")[2]
+    assert ("quant=" if any(map(label, names)) else "filename=") in hint, "of what is listed"
     for name in names:
         (line,) = [line for line in error.splitlines() if line.endswith(f" {name}")]
         assert line.split()[:3] == [label(name) or "?", "4.0", "GB"]
