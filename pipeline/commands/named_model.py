@@ -9,7 +9,15 @@ from msgspec.structs import replace
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import absolute
 from pipeline.models import hub_access, quants
-from pipeline.models.reference import NO_PROJECTOR, PROJECTOR, SCHEME, Reference, existing, parse
+from pipeline.models.reference import (
+    NO_PROJECTOR,
+    PROJECTOR,
+    SCHEME,
+    Reference,
+    existing,
+    missing,
+    parse,
+)
 
 from .variables import MODEL_NAMES, ModelVariables
 
@@ -65,7 +73,7 @@ def _own(variable: str, value: str) -> Reference:
         raise UsageError(f"{variable}={value}: is an address", f"write model={value}")
     path = absolute(value)
     if not path.exists():
-        raise UsageError(f"{variable}={value}: {path} does not exist")
+        raise missing(variable, value, path)
     reference = existing(value, path)
     if (reference.kind == "folder") != (variable == "safetensors_dir"):
         raise UsageError(f"{variable}={value}: {path} is a {reference.kind}")

@@ -112,8 +112,10 @@ def elsewhere(chosen_by: str, folder: str) -> str:
 def dangling(folder: Path) -> PipelineError | None:
     """The error where `folder`, or one above it, is a link to what is not there, such as a folder
     on a disk that is not mounted."""
-    links = (path for path in (folder, *folder.parents) if path.is_symlink())
-    link = next((path for path in links if not path.exists()), None)
+    link = None
+    with suppress(OSError):  # too long a name to exist
+        links = (path for path in (folder, *folder.parents) if path.is_symlink())
+        link = next((path for path in links if not path.exists()), None)
     if link is None:
         return None
     return PipelineError(

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.errors import UsageError
-from pipeline.core.paths import absolute
+from pipeline.core.paths import absolute, dangling
 from pipeline.core.pins import pins
 
 from . import contents
@@ -115,7 +115,7 @@ def parse(text: str) -> Reference:
     if match and not looks_like_path:
         return _of_match(text, match)
     if any(letter in text for letter in "/\\~.") and not text.startswith("hf:"):
-        raise UsageError(f"model={text}: {path} does not exist", HINT)
+        raise missing("model", text, path, HINT)
     raise UsageError(f"model={text}: not a valid reference", HINT)
 
 
@@ -153,6 +153,13 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def missing(variable: str, text: str, path: Path, hint: str = "") -> UsageError:
+    """The error for a path that does not exist, or leads to a disk that is not mounted."""
+    if link := dangling(path):
+        return UsageError(f"{variable}={text}: {link.message}", link.hint)
+    return UsageError(f"{variable}={text}: {path} does not exist", hint)
 
 
 def existing(text: str, path: Path, note: str = "") -> Reference:

@@ -140,6 +140,20 @@ def test_a_path_that_looks_like_an_address_wins(here: Path) -> None:
     assert parse("hf:hf.co/org/model").kind == "hub"
 
 
+@pytest.mark.parametrize("text", ["models/m.gguf", "./models", "link.gguf"])
+def test_a_link_to_what_is_not_there_is_named(here: Path, text: str) -> None:
+    for link in ("models", "link.gguf"):
+        (here / link).symlink_to(here / "gone" / link)
+    with pytest.raises(UsageError, match=r"is a link to .*gone.*, which is not there") as caught:
+        parse(text)
+    assert text in caught.value.message and "mount the disk" in caught.value.hint
+
+
+def test_a_path_too_long_to_exist_does_not(here: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        parse(f"./{'a' * 5000}.gguf")
+
+
 def test_the_demo_is_the_demo_even_beside_a_folder_of_its_name(here: Path) -> None:
     (here / "demo").mkdir()
     assert parse("demo").kind == "demo"
