@@ -363,6 +363,16 @@ def test_what_cannot_be_meant_is_said_before_a_build(
         assert not (bare.home / "bins" / ".source").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["gguf_path={}.gguf", "model=demo mmproj={}.gguf", "model=demo imatrix={}", "config={}"],
+)
+def test_a_path_that_cannot_even_be_looked_for(bare: Doit, words: str) -> None:
+    wrong = bare("plan", *words.format("a" * 300).split(), status=3)
+    assert "error: " in wrong.err and "File name too long" in wrong.err
+    assert "Traceback" not in wrong.err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="devices and pipes of POSIX")
 @pytest.mark.build
 @pytest.mark.parametrize("task", ["plan", "up"])

@@ -156,7 +156,17 @@ def exists(path: Path) -> bool:
 
 
 def missing(variable: str, text: str, path: Path, hint: str = "") -> UsageError:
-    """The error for a path that does not exist, or leads to a disk that is not mounted."""
+    """The error for a path that does not exist, may not be looked at, or leads to a disk that is
+    not mounted."""
+    try:
+        path.stat()
+    except PermissionError as error:
+        return UsageError(
+            f"{variable}={text}: {path} cannot be looked at: {error.strerror}",
+            "let this user read it, and enter the folders above it",
+        )
+    except OSError:
+        pass  # told below
     if link := dangling(path):
         return UsageError(f"{variable}={text}: {link.message}", link.hint)
     return UsageError(f"{variable}={text}: {path} does not exist", hint)

@@ -72,6 +72,8 @@ def session() -> Session:
         requested = requested.replace(measures=not {"quality", "compare"}.isdisjoint(steps))
     except PipelineError as error:
         refuse(error)
+    except OSError as error:  # a path that cannot even be looked for
+        refuse(f"{error.filename or 'the system'}: {error.strerror or error}")
     if requested.sandbox == OFF:
         os.environ[SWITCH] = "off"
     if is_off():

@@ -149,6 +149,22 @@ def test_a_link_to_what_is_not_there_is_named(here: Path, text: str) -> None:
     assert text in caught.value.message and "mount the disk" in caught.value.hint
 
 
+@pytest.mark.skipif(os.name == "nt", reason="rights as POSIX has them")
+def test_a_path_that_may_not_be_looked_at_is_not_said_to_be_missing(here: Path) -> None:
+    file, user = here / "kept" / "m.gguf", os.geteuid()
+    file.parent.mkdir()
+    file.touch()
+    file.parent.chmod(0)
+    try:
+        if user == 0:  # who may look anywhere
+            os.seteuid(65534)
+        with pytest.raises(UsageError, match="cannot be looked at: Permission denied"):
+            parse(str(file))
+    finally:
+        os.seteuid(user)
+        file.parent.chmod(0o700)
+
+
 def test_a_path_too_long_to_exist_does_not(here: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         parse(f"./{'a' * 5000}.gguf")

@@ -36,9 +36,9 @@ class Decimal(float):
 
 def text_of(file: Path) -> str:
     """The text of `file`. Raises UsageError."""
-    if file.is_dir():
-        raise UsageError(f"{file}: is a folder, not a file", "name the file in it")
     try:
+        if file.is_dir():
+            raise UsageError(f"{file}: is a folder, not a file", "name the file in it")
         with file.open("rb") as opened:
             data = opened.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
