@@ -23,6 +23,11 @@ from .options import NO_RPC, ResolvedOptions, expanded, missing, words
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
 DRAFTS = ("spec-draft-model", "model-draft", "spec-draft-hf")
 ADAPTERS = ("lora", "lora-scaled")
+JINJA = "jinja"
+NO_TEMPLATE = (
+    "is no template: every prompt would be this text; a file is named by chat_template_file, and "
+    "a template of llama.cpp's own, other than chatml, wants no_jinja = true beside it"
+)
 AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
@@ -124,6 +129,9 @@ def errors(
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
+    if (template := resolved.text("chat-template")) and not _is_template(resolved, template):
+        why = f" = {shown(template)}: {NO_TEMPLATE}"
+        yield spec.line("server.chat-template", why)
     for name, text in _inputs(resolved):
         path = beside(folder, text)
         flag = resolved.flags.get(name)
@@ -135,6 +143,17 @@ def errors(
             why = _not_whole(path)
         if why:
             yield spec.line(f"server.{name}", f" = {text}: {why}")
+
+
+def _is_template(resolved: ResolvedOptions, text: str) -> bool:
+    """Whether llama-server makes prompts of messages with this template. With Jinja, which is on by
+    default, it takes each name but chatml for the template itself, and says nothing."""
+    flag = resolved.flags.get(JINJA)
+    if flag is None or "default: disabled" in flag.help:
+        return True  # not known, or an older one, which takes names alone
+    given = [*words(resolved.spec.server), *resolved.spec.extra_args]
+    last = [word for word in given if word in (f"--{JINJA}", f"--no-{JINJA}")][-1:]
+    return "{" in text or text == "chatml" or last == [f"--no-{JINJA}"]
 
 
 def _not_whole(path: Path) -> str:

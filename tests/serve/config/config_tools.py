@@ -56,6 +56,7 @@ HELP = """\
                                         margins
 -ctk,  --cache-type-k TYPE              type
                                         allowed values: f32, f16
+--chat-template JINJA_TEMPLATE          template
 --chat-template-kwargs JSON             parameters
 --lora-scaled FNAME:SCALE,...           adapters
 --slot-save-path PATH                   folder

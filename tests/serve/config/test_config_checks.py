@@ -45,6 +45,8 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "gpu_layers = 1\nn_gpu_layers = 1",
             "n_gpu_layers and gpu_layers are one option; write one of them",
         ),
+        ("chat_template = 'llama3'", 'chat_template = "llama3": is no template: every prompt'),
+        ("chat_template = 'my.jinja'\nno_jinja = false", 'chat_template = "my.jinja": is no'),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
@@ -95,6 +97,9 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
     "text",
     [
         *("flash_attn = 'on'", "flash_attn = false", "jinja = true", "device = 'CUDA0'"),
+        *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
+        *("chat_template = 'llama3'\nno_jinja = true",),
+        "chat_template = 'llama3'\nextra_args = ['--no-jinja']",
         *(
             "extra_args = ['--whatever', 'x', '- a b', '-1 2', '--x=a b']",
             "port = '9'",
