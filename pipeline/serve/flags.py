@@ -16,6 +16,8 @@ from pipeline.core.store import json_file
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
 OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
 
+WORDS = re.compile(r"[A-Z]+( [A-Z]+)+")  # a hint of several values
+
 # Such an option is listed, and refused when it is used.
 REMOVED = "the argument has been removed"
 
@@ -35,6 +37,11 @@ class Flag(Struct, frozen=True):
     value: str
     names: tuple[str, ...] = ()  # all of them, with their dashes
     help: str = ""  # what it is for
+
+    @property
+    def takes(self) -> int:
+        """How many words of the command line it takes: two for the hint `START END`."""
+        return len(self.value.split()) if WORDS.fullmatch(self.value) else 1
 
     @property
     def choices(self) -> list[str]:

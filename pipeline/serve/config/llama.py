@@ -69,7 +69,7 @@ def command(
     arguments = ["--model", str(model.path)] if model else []
     table = expanded(resolved)
     table.pop("api-key", None)
-    added = [*words(table), *missing(resolved, "alias")]
+    added = [*words(table, resolved.flags), *missing(resolved, "alias")]
     if "metrics" in resolved.flags and not resolved.has("metrics"):
         added += ["--metrics"]
     # By default llama-server lets pages of any origin read its answers.

@@ -55,15 +55,18 @@ class Address(Struct, frozen=True):
         return self.port == other.port and (len(hosts) == 1 or any(map(is_anywhere, hosts)))
 
 
-def words(server: Mapping[str, Value]) -> list[str]:
-    """Text or number: `--key value`; true: `--key`; false: nothing; a list: once for each."""
+def words(server: Mapping[str, Value], flags: Mapping[str, Flag] | None = None) -> list[str]:
+    """Text or number: `--key value`; true: `--key`; false: nothing; a list: once for each, or for
+    as many as the option takes at once."""
     arguments: list[str] = []
     for name, value in server.items():
         if value is True:
             arguments.append(f"--{name}")
         elif value is not False:
-            for item in value if isinstance(value, list) else [value]:
-                arguments += [f"--{name}", str(item)]
+            items = list(map(str, value if isinstance(value, list) else [value]))
+            takes = flags[name].takes if flags and name in flags else 1
+            for at in range(0, len(items), takes):
+                arguments += [f"--{name}", *items[at : at + takes]]
     return arguments
 
 
@@ -107,6 +110,9 @@ def _read(name: str, value: Value, flag: Flag | None) -> Value:
     """The value as the program takes it, such as 32768 for `32k`; a wrong one is left as it is."""
     if isinstance(value, bool):
         return value
+    if isinstance(value, str) and flag and flag.takes > 1:
+        parts = value.rsplit(maxsplit=flag.takes - 1)  # `1 5`
+        value = [*parts] if len(parts) == flag.takes else value
     with contextlib.suppress(ValueError):
         if isinstance(value, list):
             return [values.read(name, flag, item) for item in value]
@@ -250,14 +256,16 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     spec, flags = resolved.spec, resolved.flags
     for name, value in spec.server.items():
         key, written = f"server.{name}", resolved.written.get(name, value)
-        if written != value and not isinstance(value, bool):
+        is_joined = isinstance(written, str) and isinstance(value, list)
+        if written != value and not isinstance(value, bool) and not is_joined:
             yield spec.line(key, f" = {shown(written)}: taken as {shown(value)}")
         if flags and is_passed_on(resolved, name):
             yield spec.line(key, f": {resolved.program} has no --{name}; passed on as it is")
         if value is False and f"no-{name}" in flags:
             off = f"no-{name}".replace("-", "_")
             yield spec.line(key, f" = false: leaves the option out; {off} = true turns it off")
-        if not isinstance(value, list) or len(value) < 2 or name in ADDED_UP:
+        once = flags[name].takes if name in flags else 1
+        if not isinstance(value, list) or len(value) <= once or name in ADDED_UP:
             continue
         if spec.engine == LLAMA_CPP:
             why = ": llama-server takes the last one alone; for all, one text with commas"
@@ -288,7 +296,10 @@ def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
         return f" = true: --{name} takes a value: {flag.value}"
     if flag and not flag.value:
         return f" = {shown(value)}: --{name} takes no value; write true, or leave it out"
-    for item in value if isinstance(value, list) else [value]:
+    items = value if isinstance(value, list) else [value]
+    if flag and len(items) % flag.takes:
+        return f" = {shown(value)}: --{name} takes {flag.takes} values: {flag.value}"
+    for item in items:
         try:
             values.read(name, flag, item)
         except ValueError as allowed:

@@ -20,7 +20,7 @@ DECIMAL_DEFAULT = re.compile(r"default: -?\d+\.\d")
 LARGEST = 2**31 - 1
 
 # The hints by which a help says what it takes. vLLM's INT, COUNT and FLOAT are ours.
-WHOLE_HINTS = ("N", "SEED", "INDEX", "PORT", "SECONDS", "INT", "COUNT")
+WHOLE_HINTS = ("N", "SEED", "INDEX", "PORT", "SECONDS", "INT", "COUNT", "START END")
 DECIMAL_HINTS = ("P", "L", "SIMILARITY", "FLOAT")
 LISTS = {"N0": False, "P0": False, "MiB0": True}  # of decimals, or of whole numbers
 JSON = ("JSON", "SCHEMA")

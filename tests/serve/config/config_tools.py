@@ -58,6 +58,8 @@ HELP = """\
                                         allowed values: f32, f16
 --chat-template JINJA_TEMPLATE          template
 --chat-template-kwargs JSON             parameters
+--control-vector-layer-range START END
+                                        layers
 --lora-scaled FNAME:SCALE,...           adapters
 --slot-save-path PATH                   folder
 --log-file FNAME                        log

@@ -47,6 +47,16 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ),
         ("chat_template = 'llama3'", 'chat_template = "llama3": is no template: every prompt'),
         ("chat_template = 'my.jinja'\nno_jinja = false", 'chat_template = "my.jinja": is no'),
+        (
+            "control_vector_layer_range = [1]",
+            "control_vector_layer_range = […]: --control-vector-layer-range takes 2 values: "
+            "START END",
+        ),
+        ("control_vector_layer_range = '1'", 'control_vector_layer_range = "1": --control-vector'),
+        (
+            "control_vector_layer_range = [1, 'x']",
+            'control_vector_layer_range = "x": must be a whole number',
+        ),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
@@ -99,6 +109,7 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
         *("flash_attn = 'on'", "flash_attn = false", "jinja = true", "device = 'CUDA0'"),
         *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
         *("chat_template = 'llama3'\nno_jinja = true",),
+        *("control_vector_layer_range = [1, 5]", "control_vector_layer_range = '1 5'"),
         "chat_template = 'llama3'\nextra_args = ['--no-jinja']",
         *(
             "extra_args = ['--whatever', 'x', '- a b', '-1 2', '--x=a b']",

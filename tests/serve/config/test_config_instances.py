@@ -54,6 +54,11 @@ class TestCommand:
         assert found.folder == str(tmp_path)
         assert convert(found.as_json(), Server) == found
 
+    @pytest.mark.parametrize("layers", ["[1, 5]", "'1 5'"])
+    def test_an_option_with_two_values(self, tmp_path: Path, layers: str) -> None:
+        cmd = one(tmp_path, f"{SERVER}control_vector_layer_range = {layers}").cmd
+        assert cmd == ("--control-vector-layer-range", "1", "5", *ADDED)
+
     @pytest.mark.parametrize(
         ("text", "without", "kept"),
         [
