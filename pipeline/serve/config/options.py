@@ -106,6 +106,20 @@ def _same_option(name: str, names: Iterable[str], flags: Mapping[str, Flag]) -> 
     return [other for other in same if other.startswith("no-") == name.startswith("no-")]
 
 
+def _opposite(resolved: ResolvedOptions, name: str, earlier: Iterable[str]) -> str:
+    """The one of `earlier` in the same table that turns off what `name` turns on, or on what it
+    turns off: the program takes the last one without a word. Empty where there is none."""
+    spec, flag = resolved.spec, resolved.flags.get(name)
+    if flag is None or spec.server[name] is not True:
+        return ""
+    for other in earlier:
+        is_other_way = other.startswith("no-") != name.startswith("no-")
+        is_same_table = spec.table_of(f"server.{other}") == spec.table_of(f"server.{name}")
+        if is_other_way and is_same_table and f"--{other}" in flag.names:
+            return other if spec.server[other] is True else ""
+    return ""
+
+
 def _read(name: str, value: Value, flag: Flag | None) -> Value:
     """The value as the program takes it, such as 32768 for `32k`; a wrong one is left as it is."""
     if isinstance(value, bool):
@@ -240,6 +254,8 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
         why = ""
         if others := _same_option(name, earlier, flags):
             why = f" and {others[0].replace('-', '_')} are one option; write one of them"
+        elif other := _opposite(resolved, name, earlier):
+            why = f" and {other.replace('-', '_')} contradict each other; leave one out"
         elif flags and not is_passed_on(resolved, name):
             why = _unknown(resolved, name)
         if why := why or _wrong_value(name, value, flags.get(name)):

@@ -57,6 +57,10 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "control_vector_layer_range = [1, 'x']",
             'control_vector_layer_range = "x": must be a whole number',
         ),
+        (
+            "jinja = true\nno-jinja = true",
+            "no_jinja and jinja contradict each other; leave one out",
+        ),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
@@ -108,7 +112,9 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
     [
         *("flash_attn = 'on'", "flash_attn = false", "jinja = true", "device = 'CUDA0'"),
         *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
-        *("chat_template = 'llama3'\nno_jinja = true",),
+        "chat_template = 'llama3'\nno_jinja = true",
+        "no_jinja = false\njinja = true",
+        "jinja = true\n[instance.server]\nno_jinja = true",
         *("control_vector_layer_range = [1, 5]", "control_vector_layer_range = '1 5'"),
         "chat_template = 'llama3'\nextra_args = ['--no-jinja']",
         *(
