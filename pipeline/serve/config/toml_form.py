@@ -90,7 +90,8 @@ def load(
 
 def _without_effect(tables: Tables, over: Tables) -> Iterator[str]:
     """What is wrong with overrides that change nothing: instances that the file does not have,
-    which are taken out of `over`, and nulls for keys that look like others of the file."""
+    which are taken out of `over`, nulls for keys that look like others of the file, and nulls of an
+    instance for what is a default of all."""
     there, changed = tables.get("instance"), over.get("instance")
     if isinstance(there, dict) and isinstance(changed, dict):
         instances = [name for name in there if name not in ("control", "server")]
@@ -99,7 +100,12 @@ def _without_effect(tables: Tables, over: Tables) -> Iterator[str]:
             near = did_you_mean(name, list(there)) or f"; it has {', '.join(instances) or 'none'}"
             yield f"{dotted(('instance', name))}: the file has no such instance{near}"
     for path, others in sources.unused_nulls(tables, over):
-        if near := did_you_mean(path[-1], others):
+        default = ("instance", *path[2:])
+        is_in_instance = path[0] == "instance" and path[2:3] in (("control",), ("server",))
+        if is_in_instance and sources.holds(sources.merged(tables, over), default):
+            why = f"{dotted(default)} holds it, for all; take it away there, or write another value"
+            yield f"{dotted(path)} = null: {why}"
+        elif near := did_you_mean(path[-1], others):
             yield f"{dotted(path)} = null: there is no such key{near}"
 
 

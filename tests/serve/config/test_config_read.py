@@ -482,6 +482,20 @@ class TestOverrides:
         assert line.startswith(f"VARIABLE: {why}")
         assert line.endswith(("did you mean glm4?", "did you mean ctx_size?"))
 
+    @pytest.mark.parametrize("key", ["server.ctx_size", "server.ctx-size", "control.env.A"])
+    def test_a_default_cannot_be_taken_from_one_instance(self, tmp_path: Path, key: str) -> None:
+        """It would stay, as if nothing had been said."""
+        text = "[instance.server]\nctx-size = 4\n[instance.control.env]\nA = '1'\n[instance.a]"
+        table, *inner, last = key.split(".")
+        told = {table: {inner[0]: {last: None}} if inner else {last: None}}
+        over = json.dumps({"instance": {"a": told}})
+        (line,) = wrong(tmp_path, text, overrides=over, where="VARIABLE")
+        name = key.replace("-", "_")
+        why = f"instance.{name} holds it, for all; take it away there, or write another value"
+        assert line == f"VARIABLE: instance.a.{name} = null: {why}"
+        for_all = json.dumps({"instance": {"a": told, **told}})
+        assert not read(tmp_path, text, overrides=for_all).errors
+
     def test_the_instances_of_the_file_are_named(self, tmp_path: Path) -> None:
         over = '{"instance": {"zeta": {}}}'
         (line,) = wrong(tmp_path, "[instance.a]\n[instance.b]", overrides=over, where="VARIABLE")
