@@ -16,10 +16,9 @@ from pipeline.serve.keys import KEY, RULE, is_loopback, wrong_file
 from pipeline.serve.server import LLAMA_CPP
 
 from .configuration import Configuration, InstanceSpec, Value, beside
-from .options import ResolvedOptions, normalized
+from .options import SECRETS, ResolvedOptions, normalized
 
 NONE = "none"
-SECRETS = ("--api-key", "--hf-token", "-hft")
 BYTES = 32  # of a key that is made: 43 letters
 
 

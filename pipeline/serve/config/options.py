@@ -37,6 +37,7 @@ NO_RPC = (
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
 TOGETHER = re.compile(r"(--?[A-Za-z][\w-]*)\s.*", re.ASCII | re.DOTALL)
+SECRETS = ("--api-key", "--hf-token", "-hft")  # `api_keys` says what to write instead
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
 
 
@@ -261,10 +262,9 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
         if why := why or _wrong_value(name, value, flags.get(name)):
             yield spec.line(f"server.{name}", why)
         earlier.append(name)
-    for word in spec.extra_args:
-        if together := TOGETHER.fullmatch(word):  # else the program looks for such an option
-            why = f": {together[1]} and its value are one text; write them as two"
-            yield spec.line("server.extra-args", why)
+    for option in _together(resolved):  # else the program looks for such an option
+        why = f": {option} and its value are one text; write them as two"
+        yield spec.line("server.extra-args", why)
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:
@@ -298,6 +298,24 @@ def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
     if others is None or name in flags or name in others:
         return False
     return synonyms.option(name, VLLM) is None and not did_you_mean(name, list(flags))
+
+
+def _together(resolved: ResolvedOptions) -> Iterator[str]:
+    """The options of extra_args that stand in one text with their value: with a space between, or
+    with `=`, which llama-server does not read and vLLM does."""
+    spec = resolved.spec
+    is_llama = spec.engine == LLAMA_CPP
+    known = {name: flag for flag in resolved.flags.values() for name in flag.names}
+    before = None
+    for word in spec.extra_args:
+        name, equals, _ = word.partition("=")
+        is_option = normalized(name) in known and normalized(name) not in SECRETS
+        is_value = before is not None and before.value
+        if together := TOGETHER.fullmatch(word):
+            yield together[1]
+        elif is_llama and equals and is_option and not is_value:
+            yield name
+        before = known.get(normalized(word))
 
 
 def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:

@@ -84,6 +84,14 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "extra_args: --ctx-size and its value are one text; write them as two",
         ),
         (
+            "extra_args = ['--verbose', '--ctx_size=4096']",
+            "extra_args: --ctx_size and its value are one text; write them as two",
+        ),
+        (
+            "extra_args = ['-c=4096']",
+            "extra_args: -c and its value are one text; write them as two",
+        ),
+        (
             "extra_args = ['--api-key', 'x']",
             "extra_args: --api-key would be visible in the process list; write api_key = …",
         ),
@@ -119,6 +127,7 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
         "chat_template = 'llama3'\nextra_args = ['--no-jinja']",
         *(
             "extra_args = ['--whatever', 'x', '- a b', '-1 2', '--x=a b']",
+            "extra_args = ['--tags', '--ctx-size=1', '-c', '4']",
             "port = '9'",
             "n_gpu_layers = 'all'",
         ),
