@@ -7,6 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
@@ -17,8 +18,7 @@ from pipeline.models import gguf
 from pipeline.models.reference import exists
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value, beside
-from pipeline.serve.config.llama import LISTS
-from pipeline.serve.config.options import PATHS
+from pipeline.serve.config.options import LISTS, PATHS, with_paths
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, Server
 
@@ -223,27 +223,12 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
             why = ": TLS is terminated in front of the pods"
             adapted.errors.append(spec.line(f"server.{name}", why))
         elif name not in OURS:
-            server[name] = _with_paths(name, value, adapted.in_pod)
+            server[name] = with_paths(name, value, partial(adapted.in_pod, name))
     if key := str(spec.server.get("api-key-file", "")):
         adapted.key_here = str(beside(folder, key))
     typed = tuple(name for name in spec.typed if name in server)
     adapted.spec = replace(spec, server=server, typed=typed, download_to=None)
     return adapted
-
-
-def _with_paths(name: str, value: Value, change: Callable[[str, str], str]) -> Value:
-    """The value with each path in it changed: in a list, between commas, before a scale."""
-    if isinstance(value, list):
-        return [str(_with_paths(name, item, change)) for item in value]
-    if not isinstance(value, str):
-        return value
-    if name not in LISTS:
-        return change(name, value)
-    changed = []
-    for text in value.split(","):
-        path, colon, scale = text.rpartition(":") if name.endswith("-scaled") else (text, "", "")
-        changed.append(change(name, path) + colon + scale)
-    return ",".join(changed)
 
 
 def small_text(path: Path) -> str:

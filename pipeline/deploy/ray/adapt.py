@@ -15,8 +15,7 @@ from pipeline.models import quants
 from pipeline.serve.config import instances, vllm
 from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value
-from pipeline.serve.config.llama import LISTS
-from pipeline.serve.config.options import PATHS, normalized
+from pipeline.serve.config.options import LISTS, PATHS, normalized
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import DEMAND, LLAMA_CPP, VLLM
 

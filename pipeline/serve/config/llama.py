@@ -17,7 +17,7 @@ from pipeline.serve.flags import RPC
 
 from .configuration import InstanceSpec, beside
 from .messages import shown
-from .options import NO_RPC, ResolvedOptions, expanded, missing, words
+from .options import LISTS, NO_RPC, ResolvedOptions, expanded, missing, words
 
 # Options that name a model, or make a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
@@ -31,7 +31,6 @@ NO_TEMPLATE = (
 AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
-LISTS = (*ADAPTERS, "control-vector", "control-vector-scaled")  # with commas
 # Without a number of its own it has that of the other option.
 FOLLOWS = {"threads-batch": ("threads",)}
 # These need not be there, or are checked elsewhere.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,7 +24,9 @@ from .messages import shown
 LLAMA_SERVER = "llama-server"
 HOST = "127.0.0.1"
 PORTS = {LLAMA_CPP: 8080, VLLM: 8000}
-PATHS = ("FNAME", "FILE", "PATH", "DIR")  # hints of llama-server's options that take a path
+# Hints of llama-server's options that take a path, and its options that take several with commas.
+PATHS = ("FNAME", "FILE", "PATH", "DIR", "JINJA_TEMPLATE_FILE")
+LISTS = ("lora", "lora-scaled", "control-vector", "control-vector-scaled")
 OPTIONAL = "[VALUE]"  # vLLM: the option may stand alone
 # llama-server: each time that one of these is given counts, whatever it says itself.
 ADDED_UP = {"api-key", "api-key-file", "alias", "tags", "lora", "lora-scaled", "spec-type"}
@@ -141,15 +143,30 @@ def expanded(resolved: ResolvedOptions) -> dict[str, Value]:
     for name, value in resolved.spec.server.items():
         flag = resolved.flags.get(name)
         if name == "model" or (flag and flag.value.startswith(PATHS)):
-            value = [_home(item) for item in value] if isinstance(value, list) else _home(value)
+            value = with_paths(name, value, _home)
         table[name] = value
     return table
 
 
-def _home(value: str | int | float) -> str | int | float:
-    if isinstance(value, str) and value.startswith("~"):
-        return str(beside(Path(), value))
-    return value
+def with_paths(name: str, value: Value, change: Callable[[str], str]) -> Value:
+    """The value with each path in it changed: in a list, between commas, before a scale."""
+    if isinstance(value, list):
+        return [_changed(name, x, change) if isinstance(x, str) else x for x in value]
+    return _changed(name, value, change) if isinstance(value, str) else value
+
+
+def _changed(name: str, text: str, change: Callable[[str], str]) -> str:
+    if name not in LISTS:
+        return change(text)
+    changed = []
+    for part in text.split(","):
+        path, colon, scale = part.rpartition(":") if name.endswith("-scaled") else (part, "", "")
+        changed.append(change(path) + colon + scale)
+    return ",".join(changed)
+
+
+def _home(text: str) -> str:
+    return str(beside(Path(), text)) if text.startswith("~") else text
 
 
 class ResolvedOptions(Struct, frozen=True):

@@ -57,6 +57,8 @@ HELP = """\
 -ctk,  --cache-type-k TYPE              type
                                         allowed values: f32, f16
 --chat-template JINJA_TEMPLATE          template
+--chat-template-file JINJA_TEMPLATE_FILE
+                                        template
 --chat-template-kwargs JSON             parameters
 --control-vector-layer-range START END
                                         layers

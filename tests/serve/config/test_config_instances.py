@@ -96,6 +96,20 @@ class TestCommand:
         assert found.cmd[:4] == ("--model", "/h/x.gguf", "--temp", "~/x")
         assert found.cmd[4:8] == ("--lora", "/h/a", "--lora", "b")
 
+    @pytest.mark.parametrize(
+        ("text", "path"),
+        [
+            ("chat_template_file = '~/x.jinja'", "/h/x.jinja"),
+            ("lora = '~/a,b,~/c'", "/h/a,b,/h/c"),
+            ("lora_scaled = '~/a:0.5,~/c:1'", "/h/a:0.5,/h/c:1"),
+        ],
+    )
+    def test_the_users_home_wherever_a_path_stands(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, path: str
+    ) -> None:
+        monkeypatch.setenv("HOME", "/h")
+        assert one(tmp_path, SERVER + text).cmd[1] == path
+
 
 class TestPreparedModel:
     TEXT = "[instance.chat.model]\nref = 'demo'\n"
