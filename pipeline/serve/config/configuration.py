@@ -44,10 +44,13 @@ class InstanceSpec(Struct, frozen=True, kw_only=True):
         """Where `key` is written, such as `server.ctx-size` or `control.gpu_ids`."""
         return self.places.get(key, f"{self.place}.{key}")
 
+    def is_typed(self, key: str) -> bool:
+        """Whether the command line gave `key`."""
+        return self.at(key).endswith("=")
+
     def table_of(self, key: str) -> str:
         """The table in which `key` is written; empty where the command line gave it."""
-        place = self.at(key)
-        return "" if place.endswith("=") else place.rpartition(".")[0]
+        return "" if self.is_typed(key) else self.at(key).rpartition(".")[0]
 
     def line(self, key: str, why: str) -> str:
         """A line about `key`; `why` is such as ` = 3: must be …`, or `: is missing`."""

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.errors import did_you_mean
+from pipeline.core.paths import absolute
 from pipeline.core.text import is_digits
 from pipeline.core.variables import NO, YES
 from pipeline.serve.address import is_anywhere
@@ -89,6 +90,8 @@ def resolve(
         flag, text = flags.get(name), str(value).lower()
         if name in spec.typed and flag and not flag.value and text in YES | NO:
             server[name] = text in YES  # `jinja=1`, where a file says true
+        elif spec.is_typed(f"server.{name}") and _takes_path(name, flag):
+            server[name] = with_paths(name, value, _from_here)
         else:
             server[name] = _read(name, value, flag)
     return ResolvedOptions(
@@ -142,10 +145,20 @@ def expanded(resolved: ResolvedOptions) -> dict[str, Value]:
     table: dict[str, Value] = {}
     for name, value in resolved.spec.server.items():
         flag = resolved.flags.get(name)
-        if name == "model" or (flag and flag.value.startswith(PATHS)):
+        if name == "model" or _takes_path(name, flag):
             value = with_paths(name, value, _home)
         table[name] = value
     return table
+
+
+def _takes_path(name: str, flag: Flag | None) -> bool:
+    """Whether the value is a path of this machine: `hf-file` names one of a repository."""
+    return flag is not None and flag.value.startswith(PATHS) and name != "hf-file"
+
+
+def _from_here(text: str) -> str:
+    """A path of the command line: it starts where the user is, not where a profile's do."""
+    return str(absolute(text)) if text else text
 
 
 def with_paths(name: str, value: Value, change: Callable[[str], str]) -> Value:
@@ -290,7 +303,8 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
     for name, value in spec.server.items():
         key, written = f"server.{name}", resolved.written.get(name, value)
         is_joined = isinstance(written, str) and isinstance(value, list)
-        if written != value and not isinstance(value, bool) and not is_joined:
+        is_same = written == value or is_joined or _takes_path(name, flags.get(name))
+        if not is_same and not isinstance(value, bool):
             yield spec.line(key, f" = {shown(written)}: taken as {shown(value)}")
         if flags and is_passed_on(resolved, name):
             yield spec.line(key, f": {resolved.program} has no --{name}; passed on as it is")

@@ -20,6 +20,7 @@ from pipeline.serve.server import Server
 HELP = """\
 -m,    --model FNAME                    model path to load
 -mu,   --model-url URL                  from there
+-hff,  --hf-file FILE                   file of a repository
 -c,    --ctx-size N                     size of the context
 -ngl,  --gpu-layers, --n-gpu-layers N   layers
 -np,   --parallel N                     slots

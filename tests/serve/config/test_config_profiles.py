@@ -314,6 +314,20 @@ class TestPrecedence:
         checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
         assert instance_of(found, tmp_path).api_key_file == str(tmp_path / "here" / "k")
 
+    def test_a_path_of_the_command_line_starts_where_the_user_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        (tmp_path / "here" / "t.jinja").touch()
+        monkeypatch.setenv("PWD", str(tmp_path / "here"))
+        monkeypatch.chdir(tmp_path / "here")
+        variables = {"server.chat_template_file": "t.jinja", "server.hf_file": "t.jinja"}
+        found = profile(tmp_path, LLAMA, variables=variables)
+        checks.check(found, server=server_in(tmp_path), flags=FLAGS, environ={})
+        server = instance_of(found, tmp_path)
+        assert server.argument("--chat-template-file") == str(tmp_path / "here" / "t.jinja")
+        assert server.argument("--hf-file") == "t.jinja", "a name in a repository"
+
     @pytest.mark.parametrize(
         ("variables", "model", "placed"),
         [
