@@ -160,7 +160,7 @@ def require_own_places(servers: Servers, desired: DesiredState) -> None:
     for server in desired.instances:
         at = options.Address(server.host, server.port)
         for theirs, config in others:
-            if server.log_file == theirs.log_file:
+            if os.path.realpath(server.log_file) == os.path.realpath(theirs.log_file):
                 errors.append(
                     f"{server.name}: {server.log_file} is written by a server of {config}"
                 )

@@ -143,7 +143,8 @@ def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> 
             yield f"{place}: {at.host}:{at.port} is taken by {_inside(before)}"
     logs: dict[Path, str] = {}
     for spec in [resolved.spec for resolved in instances]:
-        path = log_file(configuration, spec, Path("/"))
+        written = log_file(configuration, spec, Path("/"))
+        path = Path(os.path.realpath(written))  # one file may be named in two ways
         if path in logs:
             yield f"{spec.at('control.log_file')}: {path.name} is written by {logs[path]}"
         logs.setdefault(path, _inside(spec.place))

@@ -316,6 +316,16 @@ def test_two_that_write_one_log(tmp_path: Path) -> None:
     assert line == "models.toml: instance.control.log_file: l is written by instance.a"
 
 
+@pytest.mark.parametrize("other", ["./l", "folder/../l", "link/l"])
+def test_one_log_by_two_paths(tmp_path: Path, other: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    logs = {"a": "l", "b": other}
+    text = "".join(f"[instance.{x}.control]\nlog_file = '{log}'\n" for x, log in logs.items())
+    (line,) = checked(tmp_path, text + "[instance.b.server]\nport = 1\n")
+    assert line == "models.toml: instance.b.control.log_file: l is written by instance.a"
+
+
 @pytest.mark.parametrize(
     ("gpu_ids", "cards", "wrong"),
     [
