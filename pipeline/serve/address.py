@@ -38,11 +38,15 @@ NAME = re.compile(rf"(?!(.*\.)?\d+$)({LABEL}\.)*{LABEL}", re.A)  # all digits at
 
 
 def host(text: str) -> str:
-    """A host name or a bare address. Raises ValueError with what is allowed."""
+    """A host name or a bare address; one of IPv6 in its shortest form, so that two that are alike
+    are seen to be. Raises ValueError with what is allowed."""
     bare = text.strip()
     address = bare[1:-1] if bare.startswith("[") and bare.endswith("]") else bare
     try:
-        if ipaddress.ip_address(address).version == 6 or address == bare:
+        ip = ipaddress.ip_address(address)
+        if isinstance(ip, ipaddress.IPv6Address):
+            return address if ip.ipv4_mapped else str(ip)
+        if address == bare:
             return address
     except ValueError:
         if NAME.fullmatch(bare) and len(bare) <= 253:
