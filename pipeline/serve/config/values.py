@@ -24,6 +24,7 @@ WHOLE_HINTS = ("N", "SEED", "INDEX", "PORT", "SECONDS", "INT", "COUNT", "START E
 DECIMAL_HINTS = ("P", "L", "SIMILARITY", "FLOAT")
 LISTS = {"N0": False, "P0": False, "MiB0": True}  # of decimals, or of whole numbers
 JSON = ("JSON", "SCHEMA")
+WORDS = re.compile(r"[a-z][a-z\d-]*(,[a-z][a-z\d-]*)+")  # a hint that lists what may be combined
 
 # Decimals whose help shows no default that looks like one.
 DECIMALS = {"rope-scale", "rope-freq-base", "rope-freq-scale", "defrag-thold"}
@@ -101,11 +102,21 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
         return _whole(value, names, reads_units=hint == "COUNT")
     elif between := re.fullmatch(r"<(\d+)\.\.\.(\d+)>", hint):
         _within(text, int(between[1]), int(between[2]))
+    elif WORDS.fullmatch(hint):
+        _each_of(text, hint.split(","))
     elif (first := hint.partition(",")[0]) in LISTS:
         check: Callable[[str], object] = _within if LISTS[first] else _decimal
         for part in re.split("[,/]", text):
             check(part.strip())
     return value
+
+
+def _each_of(text: str, words: list[str]) -> None:
+    """Raise ValueError where a part between commas is none of the words."""
+    for part in text.split(","):
+        if part not in words:
+            near = did_you_mean(part, words)
+            raise ValueError(f"one or more of {', '.join(words)}, with commas between them{near}")
 
 
 def whole(text: str) -> int:

@@ -67,6 +67,8 @@ HELP = """\
 --slot-save-path PATH                   folder
 --log-file FNAME                        log
 --draft-max N                           the argument has been removed. use --spec-draft-n-max
+--spec-type none,draft-simple,ngram-mod
+                                        how to draft
 --spec-draft-n-max N                    draft
 """
 FLAGS = parse_help(HELP)
