@@ -28,6 +28,8 @@ NO_TEMPLATE = (
     "is no template: every prompt would be this text; a file is named by chat_template_file, and "
     "a template of llama.cpp's own, other than chatml, wants no_jinja = true beside it"
 )
+OPTIONS_IN_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
+VARIABLE = re.compile(r"\(env: (\w+)\)")  # in the help of an option
 AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
 SCALED = "FNAME:SCALE,..."
@@ -125,6 +127,7 @@ def errors(
         yield from _model_errors(spec)
     if resolved.flags and RPC not in {*resolved.flags, *spec.server} and resolved.has(RPC):
         yield spec.line("server.extra-args", f": --{RPC}{NO_RPC}")
+    yield from _options_in_environment(resolved)
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
@@ -142,6 +145,21 @@ def errors(
             why = _not_whole(path)
         if why:
             yield spec.line(f"server.{name}", f" = {text}: {why}")
+
+
+def _options_in_environment(resolved: ResolvedOptions) -> Iterator[str]:
+    """The errors of variables in `control.env` that llama-server takes as options: a key, a prefix
+    or a context that came so would be in no check, question or count of memory."""
+    spec = resolved.spec
+    options: dict[str, str] = {}
+    for name, flag in resolved.flags.items():
+        if named := VARIABLE.search(flag.help):
+            options.setdefault(named[1], name.replace("-", "_"))
+    for variable in spec.control.env:
+        if variable.startswith(OPTIONS_IN_ENVIRONMENT):
+            why = "is an option of llama-server, which nothing here would know of"
+            instead = f"write server.{options.get(variable, 'NAME')}"
+            yield spec.line("control.env", f".{variable}: {why}; {instead}")
 
 
 def _is_template(resolved: ResolvedOptions, text: str) -> bool:

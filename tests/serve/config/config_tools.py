@@ -39,9 +39,11 @@ HELP = """\
 --metrics                               metrics
 --cors-origins ORIGINS                  origins
 --api-key KEY                           key
+                                        (env: LLAMA_API_KEY)
 --api-key-file FNAME                    keys
 -hft,  --hf-token TOKEN                 token
 --api-prefix PREFIX                     prefix
+                                        (env: LLAMA_ARG_API_PREFIX)
 --ssl-cert-file FNAME                   certificate
 --embedding, --embeddings               endpoint
 --rerank, --reranking                   endpoint

@@ -317,6 +317,19 @@ def test_what_overrides_bring_is_said_to_be_theirs(tmp_path: Path) -> None:
     ]
 
 
+def test_an_option_in_the_environment(tmp_path: Path) -> None:
+    """Nothing would know of it: with the prefix the server is never seen to be ready."""
+    wrong = ("LLAMA_ARG_API_PREFIX", "LLAMA_API_KEY", "LLAMA_ARG_NEW")
+    instead = ("api_prefix", "api_key", "NAME")
+    env = ", ".join(f"{name} = 'x'" for name in (*wrong, "LLAMA_LOG_COLORS", "HF_TOKEN"))
+    control = f"[instance.chat.control]\nenv = {{{env}}}\n"
+    assert checked(tmp_path, control + SERVER) == [
+        f"models.toml: instance.chat.control.env.{variable}: is an option of llama-server, which "
+        f"nothing here would know of; write server.{option}"
+        for variable, option in zip(wrong, instead, strict=True)
+    ]
+
+
 def test_two_that_write_one_log(tmp_path: Path) -> None:
     text = (
         "[instance.control]\nlog_file = 'l'\n[instance.a.server]\n[instance.b.server]\nport = 1\n"
