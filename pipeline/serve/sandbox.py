@@ -22,7 +22,8 @@ from .server import OFF, STRICT, Server
 
 # Options for which the server starts programs, or connects to others, by request or by itself.
 NEED_MORE = re.compile(r"--(tools|mcp-\S+|rpc|agent|models-\S+|ui-mcp-proxy|webui-mcp-proxy|tags)")
-WRITTEN = ("--slot-save-path", "--log-file", "--logits-output-dir")
+PROMPTS = "--log-prompts-dir"  # llama-server makes it, and goes on without a word where it cannot
+WRITTEN = ("--slot-save-path", "--log-file", "--logits-output-dir", PROMPTS)
 FIRST_PART = re.compile(r".*-00001-of-\d{5}\.gguf", re.ASCII)
 
 
@@ -97,5 +98,7 @@ def _written(server: Server) -> Iterator[Path]:
         if option == "--log-file":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()  # what is not there cannot be allowed
+        if option == PROMPTS:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if option in WRITTEN:
             yield path

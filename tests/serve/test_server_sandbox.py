@@ -53,13 +53,16 @@ tell("secret", lambda: open({{secret!r}}).read())
 tell("write", lambda: open({{beside!r}}, "w"))
 tell("program", lambda: subprocess.run(["/bin/true"]))
 tell("model", lambda: open(sys.argv[sys.argv.index("--model") + 1]).read())
+prompts = sys.argv[sys.argv.index("--log-prompts-dir") + 1]
+tell("own folder", lambda: os.makedirs(prompts, exist_ok=True))
+tell("own prompts", lambda: open(prompts + "/1.txt", "x").write("x"))
 tell("own log", lambda: open(sys.argv[sys.argv.index("--log-file") + 1], "a").write("x"))
 sys.argv = [sys.argv[0], "--host", host, "--port", str(port)]
 runpy.run_path({{server!r}}, run_name="__main__")
 """
 REFUSED = {"other port", "connection", "datagram", "secret", "write", "program"}
 REFUSED |= {"socket", "other socket"}
-ALLOWED = {"own port", "model", "own log"}
+ALLOWED = {"own port", "model", "own log", "own folder", "own prompts"}
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def curious(tmp_path: Path, open_socket: str) -> Server:
         executable=str(program),
         cmd=(
             *("--model", "models of ü/m.gguf", "--host", "127.0.0.1", "--port", str(port)),
-            *("--log-file", str(tmp_path / "logs" / "its own.log")),
+            *("--log-file", str(tmp_path / "logs" / "its own.log"), "--log-prompts-dir", "asked"),
         ),
         folder=str(tmp_path),
         log_file=str(tmp_path / "logs" / "curious.log"),
