@@ -45,6 +45,7 @@ HELP = """\
 --api-prefix PREFIX                     prefix
                                         (env: LLAMA_ARG_API_PREFIX)
 --ssl-cert-file FNAME                   certificate
+--ssl-key-file FNAME                    its key
 --embedding, --embeddings               endpoint
 --rerank, --reranking                   endpoint
 --pooling {none,mean,cls,last,rank}     pooling

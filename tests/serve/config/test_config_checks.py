@@ -66,6 +66,14 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             'spec_type = "ngram-mod,draft-simpel": must be one or more of none, draft-simple, '
             "ngram-mod, with commas between them; did you mean draft-simple?",
         ),
+        (
+            "ssl_cert_file = 'keys'",
+            "ssl_cert_file: llama-server speaks plain HTTP without ssl_key_file; write both",
+        ),
+        (
+            "extra_args = ['--ssl-key-file', 'keys']",
+            "ssl-key-file: llama-server speaks plain HTTP without ssl_cert_file; write both",
+        ),
         ("port = 0", "port = 0: must be a whole number from 1 to 65535"),
         ("port = 65536", "port = 65536: must be a whole number from 1 to 65535"),
         ("port = 'http'", 'port = "http": must be a whole number from 1 to 65535'),
@@ -127,6 +135,7 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
         *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
         "chat_template = 'llama3'\nno_jinja = true",
         "no_jinja = false\njinja = true",
+        "ssl_cert_file = 'models.toml'\nssl_key_file = 'models.toml'",
         *("spec_type = 'ngram-mod,draft-simple'", "spec_type = ['none', 'ngram-mod']"),
         "jinja = true\n[instance.server]\nno_jinja = true",
         *("control_vector_layer_range = [1, 5]", "control_vector_layer_range = '1 5'"),

@@ -128,7 +128,7 @@ def test_a_value_is_checked_before_the_options_are_known(tmp_path: Path) -> None
         ("lora = 'models.toml,gone'", "lora = gone: {}/gone is no file"),
         ("lora_scaled = 'models.toml:0.5,gone:1'", "lora_scaled = gone: {}/gone is no file"),
         ("slot_save_path = 'gone'", "slot_save_path = gone: {}/gone does not exist"),
-        ("ssl_cert_file = 'gone'", "ssl_cert_file = gone: {}/gone is no file"),
+        ("chat_template_file = 'gone'", "chat_template_file = gone: {}/gone is no file"),
         (
             "model = 'x-00001-of-00003.gguf'",
             "model = x-00001-of-00003.gguf: {}/x-00001-of-00003.gguf: 1 of its 3 parts",
