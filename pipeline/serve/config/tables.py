@@ -218,7 +218,7 @@ class ControlTable(Table):
     """In a row; then it is given up."""
     restart_pause: Seconds = 1.0
     """Before the first restart, in seconds; each further one waits twice as long."""
-    ready_timeout: Seconds = 600.0
+    ready_timeout: Annotated[Seconds, Field(ge=1)] = 600.0
     """Seconds until it must be ready."""
     stop_timeout: Seconds = 10.0
     """Seconds that it gets to stop."""

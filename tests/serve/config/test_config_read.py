@@ -278,6 +278,16 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("seconds", ["0", "0.5"])
+def test_no_server_is_ready_at_once(tmp_path: Path, seconds: str) -> None:
+    """It would be killed and started again until it is given up; ready_timeout= is the same."""
+    text = f"[instance.chat.control]\nready_timeout = {seconds}\n"
+    (line,) = wrong(tmp_path, text)
+    assert line == (
+        f"models.toml: instance.chat.control.ready_timeout = {seconds}: must be at least 1"
+    )
+
+
 def test_what_is_right_is_read_beside_mistakes(tmp_path: Path) -> None:
     found = load(written(tmp_path, MANY))
     assert len(found.errors) == 20
