@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ GATEWAY_OPTIONS = ("host", "port", "api_key_file")  # of the gateway, too
 OF_A_FILE = ("quant", "revision", "filename", "pattern", "mmproj", "draft", "lora")  # these, too
 OF_A_MODEL = tuple(name for name in variables(ModelVariables) if name not in MODEL_NAMES)
 FIRST_PORT = 9001  # of stored instances: after the gateway's usual one
+PORT = re.compile(r"\d{1,5}", re.ASCII)
 BESIDE = "+"  # between the name of an instance and that of what its model has beside it
 # Where an image keeps llama.cpp's programs.
 IN_IMAGES = (Path("/soft/app/llama-cpp/bin"), Path("/hard/volume/workspace/llama-cpp/build/bin"))
@@ -254,8 +256,9 @@ def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -
             f"prepare one first: {doitw('prepare model=…')}; or set pull = true in [gateway]",
         )
     wanted = state.read_wanted(at)
-    kept = {server.name: server.port for server in wanted.instances} if wanted else {}
-    free = _free_ports({*kept.values(), *_ports(written)})
+    running, taken = wanted.instances if wanted else (), {*_ports(written)}
+    kept = {server.name: server.port for server in running if server.port not in taken}
+    free = _free_ports({*kept.values(), *taken})
     return {
         name: {
             "control": {"engine": LLAMA_CPP, "start": DEMAND},
@@ -274,12 +277,13 @@ def _can_pull(written: Mapping[str, Any]) -> bool:
 
 
 def _ports(table: Mapping[str, Any]) -> Iterator[int]:
-    """All ports that a file names."""
+    """All ports that a file names, as numbers or texts, or among extra_args."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _ports(value)
-        elif key == "port" and isinstance(value, int):
-            yield value
+        elif key in ("port", "extra_args"):
+            words = value if isinstance(value, list) else [value]
+            yield from (int(word) for word in map(str, words) if PORT.fullmatch(word))
 
 
 def _free_ports(taken: set[int]) -> Iterator[int]:

@@ -67,6 +67,19 @@ def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
     assert others.isdisjoint({9001, 9002, 12345})
 
 
+@pytest.mark.parametrize(
+    "server", [{"port": 9001}, {"port": "9001"}, {"extra_args": ["--port", "9001"]}]
+)
+def test_a_port_of_the_file_is_its_own_however_it_is_written(
+    home: Home, server: dict[str, object]
+) -> None:
+    at = state.folder(home, "x")
+    at.path.mkdir(parents=True)
+    state.write_wanted(at, DesiredState(config="x", instances=(instance("large", 9001),)))
+    found = stored_instances(home, at, {"instance": {"own": {"server": server}}})
+    assert 9001 not in {each["server"]["port"] for each in found.values()}
+
+
 def test_without_any_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model is on disk"):
         stored_instances(Home(tmp_path), Folder(tmp_path), {})
