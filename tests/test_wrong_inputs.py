@@ -393,3 +393,12 @@ def test_a_log_that_cannot_be_written(doit: Doit, tmp_path: Path, task: str) -> 
         assert f"a.toml: instance.a.control.{key}: " in wrong.err and why in wrong.err
         assert wrong.steps == [] or task == "plan"
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
+def test_memory_of_a_device_that_is_not_there(bare: Doit, tmp_path: Path) -> None:
+    """It is said before a program or a model is made."""
+    file = tmp_path / "a.toml"
+    file.write_text("[master]\nmemory = {gpu99 = '1GiB'}\n[instance.a.model]\nref = 'demo'\n")
+    wrong = bare("up", f"config={file}", status=3)
+    assert wrong.steps == []
+    assert "a.toml: master.memory.gpu99: this machine has no such device; it has ram" in wrong.err

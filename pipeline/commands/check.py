@@ -4,7 +4,7 @@ there, and the file of servers has no errors."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from pipeline.models import quants
 from pipeline.serve.config import checks, named, vllm
 from pipeline.serve.server import VLLM
 
-from . import beside, leftovers, lock, quality, quality_gate, quality_setup, resolve
+from . import beside, leftovers, lock, needs, quality, quality_gate, quality_setup, resolve
 from .model import Model
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
         *servers.errors,
         *servers.misplaced(has_gateway=True),
         *named.unknown_overrides(os.environ),
+        *unknown_devices(servers),
     ]
     try:
         flags = servers.flags()
@@ -172,6 +173,15 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     for spec in configuration.enabled if cards is None else ():
         if spec.control.gpu_ids not in (None, "all", "none"):
             note(f"{spec.at('control.gpu_ids')}: cannot be checked: there is no NVIDIA driver here")
+
+
+def unknown_devices(servers: Servers) -> Iterator[str]:
+    """The error of a device in `master.memory` that this machine has not."""
+    if isinstance(servers.configuration.master.memory, dict):
+        try:
+            needs.budget(servers)
+        except UsageError as error:
+            yield f"{error.message}; it has {error.hint}"
 
 
 def require_watchable(servers: Servers) -> None:
