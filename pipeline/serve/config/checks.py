@@ -141,10 +141,15 @@ def _clashes(configuration: Configuration, instances: list[ResolvedOptions]) -> 
         before = next((name for name, other in places[:index] if at.clashes(other)), "")
         if before:
             yield f"{place}: {at.host}:{at.port} is taken by {_inside(before)}"
+    # A log that is there is set aside at a start: these would be lost to the next one.
+    read = [configuration.label, *(resolved.text("model") for resolved in instances)]
+    kept = {os.path.realpath(configuration.path(text)) for text in read if text}
     logs: dict[Path, str] = {}
     for spec in [resolved.spec for resolved in instances]:
         written = log_file(configuration, spec, Path("/"))
         path = Path(os.path.realpath(written))  # one file may be named in two ways
+        if str(path) in kept:
+            yield f"{spec.at('control.log_file')}: {path.name} is read here; name another file"
         if path in logs:
             yield f"{spec.at('control.log_file')}: {path.name} is written by {logs[path]}"
         logs.setdefault(path, _inside(spec.place))

@@ -347,6 +347,17 @@ def test_two_that_write_one_log(tmp_path: Path) -> None:
     assert line == "models.toml: instance.control.log_file: l is written by instance.a"
 
 
+@pytest.mark.parametrize("log", ["models.toml", "x/../m.gguf"])
+def test_a_log_in_place_of_what_is_read(tmp_path: Path, log: str) -> None:
+    """It would be renamed, and later removed as an old log."""
+    (tmp_path / "m.gguf").touch()
+    control = f"[instance.chat.control]\nlog_file = '{log}'\n"
+    (line,) = checked(tmp_path, f"{control}{SERVER}model = 'm.gguf'\n")
+    name = Path(log).name
+    place = "models.toml: instance.chat.control.log_file"
+    assert line == f"{place}: {name} is read here; name another file"
+
+
 @pytest.mark.parametrize("other", ["./l", "folder/../l", "link/l"])
 def test_one_log_by_two_paths(tmp_path: Path, other: str) -> None:
     (tmp_path / "folder").mkdir()
