@@ -38,9 +38,12 @@ class Child:
         try:
             self.started = marker.start_time(self.process.pid)
             self._last: deque[str] = deque(maxlen=LAST_LINES)
+            printed = Event()
+            sinks = (self.log, self._last.append, lambda line: printed.set())
             # A launcher may end before its server, whose output is still to be read.
-            self._pump = pumped(self.process, self.log, self._last.append, is_over=self.over.is_set)
-            arguments = (instance, self._report, self.over, timing.probe_every, self.slots.restore)
+            self._pump = pumped(self.process, *sinks, is_over=self.over.is_set)
+            events, every = (self.over, printed), timing.probe_every
+            arguments = (instance, self._report, *events, every, self.slots.restore)
             Thread(target=client.watch, args=arguments, daemon=True).start()
         except BaseException:
             self.kill()

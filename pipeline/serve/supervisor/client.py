@@ -20,8 +20,9 @@ from .state import READY
 STUCK = "stuck"
 SLEEP_MODE = "--enable-sleep-mode"  # an option of vLLM
 METRICS_SECONDS = 5.0  # a server under load may answer slowly
-# Seconds between two checks of a server that loads: a share of the time that it has taken so far.
-SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.01, 0.05, 1.0
+# Seconds between two checks of a server that loads: a share of the time that it has taken so far,
+# or less where it prints something, as all do once they are ready.
+SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.05, 1.0
 COUNTER = re.compile(r"^((?:llamacpp|vllm):\S+) ([-+.\deE]+)$", re.M)
 PROGRESS = re.compile(r"_total(\{|$)")  # what stands still in a stuck server
 BUSY = re.compile(r"requests?_(processing|deferred|running|waiting)(\{|$)")
@@ -123,15 +124,19 @@ def watch(
     instance: Server,
     report: Callable[[str], None],
     over: Event,
+    printed: Event,
     probe_every: float,
     prepare: Callable[[], None],
 ) -> None:
-    """Report READY once, after `prepare`, then STUCK should it hang. Ends when `over` is set."""
+    """Report READY once, after `prepare`, then STUCK should it hang. `printed` is set with each
+    line of its output. Ends when `over` is set."""
     began = time.monotonic()
     while not is_ready(instance):
-        pause = (time.monotonic() - began) * PAUSE_SHARE
-        if over.wait(min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)):
+        pause = min((time.monotonic() - began) * PAUSE_SHARE, LONGEST_PAUSE)
+        if over.wait(SHORTEST_PAUSE):
             return
+        printed.wait(max(0, pause - SHORTEST_PAUSE))
+        printed.clear()
     prepare()
     report(READY)
     probe = Probe(instance) if instance.probe_timeout else None

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
@@ -19,8 +20,10 @@ from msgspec.structs import replace
 from supervisor_tools import Servers, changed, grandchild, lives, stand_in
 
 from pipeline.core.process import LEFT_SECONDS
+from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import KEPT
 from pipeline.serve.supervisor import client, marker
+from pipeline.serve.supervisor.child import Child
 from pipeline.serve.supervisor.environment import environment
 from pipeline.serve.supervisor.policy import Timing
 from pipeline.serve.supervisor.state import (
@@ -31,6 +34,7 @@ from pipeline.serve.supervisor.state import (
     READY,
     STOPPED,
     WAITING,
+    Folder,
 )
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -38,6 +42,35 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 def log_of(tmp_path: Path, name: str = "a") -> str:
     return (tmp_path / "logs" / f"{name}.log").read_text("utf-8")
+
+
+def test_a_server_that_prints_is_checked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only after a share of the time that a large model takes."""
+    monkeypatch.setattr(client, "PAUSE_SHARE", 1e9)
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 60.0)
+    checks, go, ready = [], tmp_path / "go", tmp_path / "ready"
+
+    def is_ready(_: object) -> bool:
+        checks.append(ready.exists())
+        return checks[-1]
+
+    monkeypatch.setattr(client, "is_ready", is_ready)
+    script = f"until [ -e '{go}' ]; do sleep 0.02; done; touch '{ready}'; echo; exec sleep 60"
+    server = replace(stand_in(tmp_path, "a"), executable="/bin/sh", cmd=("-c", script))
+    at, news = Folder(tmp_path / "at"), Event()
+    at.path.mkdir()
+    child = Child(OwnPort(server), at, Timing(), news)
+    try:
+        wait_for(lambda: checks)
+        go.touch()
+        assert news.wait(30) and child.observed == READY
+        assert checks == [False, True]
+    finally:
+        child.kill()
+        wait_for(lambda: child.exit_status() is not None)
+        child.finish()
 
 
 def test_up_ps_down(servers: Servers, tmp_path: Path) -> None:
