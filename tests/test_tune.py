@@ -71,6 +71,12 @@ def test_what_is_found_is_kept_and_served_with(built: Path, bare: Doit, gguf: Pa
 
     again = bare("tune", *words, *NOT_TRIED)
     assert "force=1 measures again" in again.err and "tokens/s  threads" not in again.err
+    left, made_at = tuned(bare).with_suffix(".runs"), tuned(bare).stat().st_mtime
+    for later, stays in ((-1, False), (1, True)):  # than the result: of the search that was stopped
+        left.write_text("{}")
+        os.utime(left, (made_at + later,) * 2)
+        bare("tune", *words, *NOT_TRIED)
+        assert left.exists() == stays
     rewritten(bare, FOUND)
     planned = bare("plan", *words, "format=json").json()["cmd"]
     assert [option(planned, name) for name in FOUND] == ["1", "2"]

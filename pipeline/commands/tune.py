@@ -23,7 +23,7 @@ from pipeline.models.gguf import Header
 from pipeline.models.memory import MARGIN
 from pipeline.report import bandwidth, served_speed, tuning, tuning_axes, tuning_bench
 from pipeline.report.figures import Estimate
-from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save
+from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save, sweep
 from pipeline.report.tuning import SearchResult
 from pipeline.report.tuning_axes import DECODE, PROMPT, THREADS_BATCH, UBATCH, Axis
 from pipeline.report.tuning_bench import Bench
@@ -77,6 +77,7 @@ def tune(model: Model) -> None:
         fits = kept and (kept.lossy, kept.given) == (request.lossy, task.given)
         if kept and fits and not request.anew:
             log.info(f"measured at {kept.at}; force=1 measures again")
+            sweep(task.path)
         else:
             if request.anew:
                 drop(task.path)

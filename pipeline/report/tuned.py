@@ -88,6 +88,14 @@ def drop(path: Path) -> None:
     remove(runs_of(path))
 
 
+def sweep(path: Path) -> None:
+    """Remove the runs that a search left which was killed right after it had kept its result. Those
+    of a later search, which was stopped, stay."""
+    with suppress(OSError):
+        if runs_of(path).stat().st_mtime_ns <= path.stat().st_mtime_ns:
+            remove(runs_of(path))
+
+
 def runs_of(path: Path) -> Path:
     """Where the runs of an unfinished search for the result at `path` are kept."""
     return path.with_suffix(".runs")
