@@ -159,6 +159,21 @@ def test_loading_by_name(site: Site) -> None:
     assert "name=… is one of one, two" in site("unload", status=3)
 
 
+def test_one_that_is_started_beside_the_others_leaves_them_their_budget(site: Site) -> None:
+    boot = '[instance.one.control]\nstart = "boot"\n\n[instance.one.server]'
+    text = site.file.read_text(encoding="utf-8").replace("[instance.one.server]", boot)
+    site.file.write_text(text, encoding="utf-8")
+    site("up")
+    before = state.read_wanted(site.at)
+    assert before and before.memory and before.saved_slots
+    site("down", "name=one")
+    site("up", "name=one")
+    now = state.read_wanted(site.at)
+    assert now and {**now.needs} == {**before.needs}
+    assert (now.memory, now.swap_wait) == (before.memory, before.swap_wait)
+    assert now.saved_slots == before.saved_slots
+
+
 def test_a_conversation_survives_an_unload(site: Site) -> None:
     site("up")
     words = " ".join(f"word {number}" for number in range(40))

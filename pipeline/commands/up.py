@@ -66,7 +66,8 @@ def prepare(servers: Servers) -> DesiredState:
 
 
 def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
-    """Of what is planned, what is named. Raises UsageError where a name is unknown."""
+    """Of what is planned, what is named. The budget is that of the whole file: the others may run
+    already, and keep to it. Raises UsageError where a name is unknown."""
     requested, names = servers.requested, servers.requested.names
     require_known(names, [server.name for server in instances])
     desired = DesiredState(
@@ -74,7 +75,7 @@ def chosen(servers: Servers, instances: Sequence[Server]) -> DesiredState:
         instances=tuple(server for server in instances if not names or server.name in names),
         max_loading=requested.max_loading or servers.configuration.master.max_loading,
     )
-    if not desired.unloads:
+    if not replace(desired, instances=tuple(instances)).unloads:
         return desired
     budget, computed = needs.budget(servers), needs.of_servers(servers, desired.instances)
     for line in needs.require_fit(servers, desired.instances, computed, budget):
