@@ -19,6 +19,7 @@ from pipeline.core.paths import Home
 from pipeline.core.store import stat_cache
 from pipeline.core.variables import variables
 from pipeline.models import on_disk
+from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import flags
 from pipeline.serve.config import instances, profiles, toml_form
 from pipeline.serve.config.configuration import wrong_name
@@ -249,7 +250,8 @@ def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -
     """The tables of an instance for each model on disk, by name, as `instances = "models"` asks
     for: loaded on demand, on the port that it has now. Those that are `written` in the file are
     laid over them. Raises UsageError where there are none, and none can come."""
-    models = on_disk.by_name(on_disk.look(home))
+    stored = on_disk.look(home)
+    models = on_disk.by_name(stored)
     if not models and not _can_pull(written):
         raise UsageError(
             'master.instances = "models": no model is on disk',
@@ -259,15 +261,31 @@ def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -
     running, taken = wanted.instances if wanted else (), {*_ports(written)}
     kept = {server.name: server.port for server in running if server.port not in taken}
     free = _free_ports({*kept.values(), *taken})
+    others = _with_another_model(written)
     return {
         name: {
             "control": {"engine": LLAMA_CPP, "start": DEMAND},
-            "model": {"ref": str(model.files[0])},
+            "model": _table(model, stored, home) if name not in others else {},
             "server": {"port": kept.get(name) or next(free)},
         }
         for name, model in models.items()
         if not wrong_name(name)
     }
+
+
+def _table(model: StoredModel, stored: OnDisk, home: Home) -> dict[str, str]:
+    """The model table of a stored model, with the projector that belongs to it."""
+    projector = on_disk.projector_of(model, stored, home)
+    mmproj = {"mmproj": str(projector)} if projector else {}
+    return {"ref": str(model.files[0]), **mmproj}
+
+
+def _with_another_model(written: Mapping[str, Any]) -> set[str]:
+    """The instances for which the file names a model itself, whatever is stored by that name."""
+    instances = written.get("instance")
+    tables = instances.items() if isinstance(instances, dict) else ()
+    models = {name: table.get("model") for name, table in tables if isinstance(table, dict)}
+    return {name for name, model in models.items() if isinstance(model, dict) and "ref" in model}
 
 
 def _can_pull(written: Mapping[str, Any]) -> bool:

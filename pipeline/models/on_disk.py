@@ -12,11 +12,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home, absolute
 from pipeline.core.pins import pins
 from pipeline.core.statement import companions
@@ -24,7 +26,7 @@ from pipeline.core.store import json_file, receipts
 from pipeline.core.store.artifacts import OWN, UNFINISHED, is_empty
 from pipeline.core.store.receipts import Entry, Recipe, Status
 
-from . import quants, resolve
+from . import gguf, projector, quants, resolve
 from .choice import fits_pattern, label, named, spelling
 from .converter import requirements_sha256
 from .gguf import SHARD
@@ -132,6 +134,20 @@ def by_name(stored: OnDisk) -> dict[str, StoredModel]:
             if often[name] == 1 and name not in found and model not in found.values():
                 found[name] = model
     return found
+
+
+def projector_of(model: StoredModel, stored: OnDisk, home: Home) -> Path | None:
+    """The projector that was fetched or made with `model`: the nearest one that fits by its
+    metadata. None too where a header cannot be read, which the launch reports."""
+    beside = [x for x in stored.models if x.kind == "projector" and x.slug == model.slug]
+    named_files = {x.names[0]: x.files[0] for x in beside}
+    with suppress(PipelineError):
+        header = gguf.read_cached(model.files[0], home.run) if beside else None
+        for name in sorted(named_files, key=lambda name: projector.rank(name, model.names[0])):
+            made = gguf.read_cached(named_files[name], home.run)
+            if header and projector.fits(made, header):
+                return named_files[name]
+    return None
 
 
 def _spellings(model: StoredModel) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from fakes.raw_gguf import TEXT, UINT32, number, raw, text, whole
 from gateway_tools import instance
 
 from pipeline.commands.servers import stored_instances
@@ -54,6 +56,35 @@ def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
     assert specs["large"].control.start == "demand" and specs["large"].control.pinned
     assert specs["small-Q8_0"].server["threads"] == 1
     assert specs["own"].control.start == "boot"
+
+
+def test_a_model_that_sees_has_its_projector(home: Home, tmp_path: Path) -> None:
+    """As it has where its repository is served, and the one that fits."""
+    slug = "org__sees__0123456789ab"
+    folder = home.models / "gguf" / slug
+    store(home, slug, "sees-Q8_0.gguf", "mmproj-a.gguf", "mmproj-b.gguf")
+    architecture, width = "general.architecture", "clip.vision.projection_dim"
+    for name, pairs in {
+        "sees-Q8_0.gguf": ((architecture, TEXT, text("llama")), ("llama.embedding_length", 64)),
+        "mmproj-a.gguf": ((architecture, TEXT, text("clip")), (width, 32)),
+        "mmproj-b.gguf": ((architecture, TEXT, text("clip")), (width, 64)),
+    }.items():
+        (first, (key, wide)) = pairs
+        (folder / name).write_bytes(whole(raw(first, (key, UINT32, number(wide)))))
+        receipts.change(folder / name, receipts.stamp(folder / name, {"step": "fetch"}, seconds=1))
+    at = state.folder(home, "x")
+
+    def table(more: str) -> Mapping[str, str]:
+        file = tmp_path / "all.toml"
+        file.write_text('[master]\ninstances = "models"\n' + more)
+        loaded = load(file, stored=lambda written: stored_instances(home, at, written))
+        assert not loaded.errors
+        return next(spec.model for spec in loaded.specs if spec.name == "sees")
+
+    assert table("")["mmproj"] == str(folder / "mmproj-b.gguf")
+    assert table('[instance.sees.model]\nmmproj = "none"\n')["mmproj"] == "none"
+    other = table('[instance.sees.model]\nref = "org/other"\n')
+    assert "mmproj" not in other, "which is that of another model"
 
 
 def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
