@@ -22,7 +22,7 @@ from pipeline.models import on_disk
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import flags
 from pipeline.serve.config import instances, profiles, toml_form
-from pipeline.serve.config.configuration import wrong_name
+from pipeline.serve.config.configuration import allowed_name
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import DEMAND, LLAMA_CPP
@@ -251,7 +251,7 @@ def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -
     for: loaded on demand, on the port that it has now. Those that are `written` in the file are
     laid over them. Raises UsageError where there are none, and none can come."""
     stored = on_disk.look(home)
-    models = on_disk.by_name(stored)
+    models = {allowed_name(name): model for name, model in on_disk.by_name(stored).items()}
     if not models and not _can_pull(written):
         raise UsageError(
             'master.instances = "models": no model is on disk',
@@ -269,7 +269,6 @@ def stored_instances(home: Home, at: state.Folder, written: Mapping[str, Any]) -
             "server": {"port": kept.get(name) or next(free)},
         }
         for name, model in models.items()
-        if not wrong_name(name)
     }
 
 

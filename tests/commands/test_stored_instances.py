@@ -87,6 +87,23 @@ def test_a_model_that_sees_has_its_projector(home: Home, tmp_path: Path) -> None
     assert "mmproj" not in other, "which is that of another model"
 
 
+def test_a_name_that_no_instance_can_have(tmp_path: Path) -> None:
+    """Such a model has one that begins like it, and the same one each time."""
+    home, long = Home(tmp_path / "home"), "a-model-" + "of-long-name-" * 5
+    store(home, f"org__{long}__0123456789ab", "m-Q8_0.gguf", "m-Q4_0.gguf")
+    store(home, "org__Gateway__0123456789ab", "g-Q8_0.gguf")
+    file = tmp_path / "all.toml"
+    file.write_text('[master]\ninstances = "models"\n')
+    at = state.folder(home, "x")
+    loaded = load(file, stored=lambda written: stored_instances(home, at, written))
+    assert not loaded.errors
+    names = sorted(spec.name for spec in loaded.specs)
+    assert len(names) == 3 and names == sorted(stored_instances(home, at, {}))
+    gateway, *others = names
+    assert gateway.startswith("Gateway-")
+    assert {name[:55] for name in others} == {long[:55]} and {*map(len, others)} == {64}
+
+
 def test_ports_that_are_kept_and_ports_that_are_avoided(home: Home) -> None:
     at = state.folder(home, "x")
     at.path.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -122,3 +123,12 @@ def wrong_name(name: str) -> str:
     if any(sign in FORBIDDEN or not sign.isprintable() for sign in name):
         return f"a name must not hold any of {' '.join(FORBIDDEN)} or control characters"
     return ""
+
+
+def allowed_name(name: str) -> str:
+    """`name` where an instance can have it; else one that begins like it, and is as much its own:
+    a stored model has the name that its repository gave it."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    start = name[: LONGEST_NAME - len(digest) - 1]
+    names = name, f"{start}-{digest}", f"model-{digest}"
+    return next(each for each in names if not wrong_name(each))

@@ -24,7 +24,7 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.pins import pins
 from pipeline.models import on_disk
 from pipeline.models.reference import FileFilter, Reference, parse
-from pipeline.serve.config.configuration import wrong_name
+from pipeline.serve.config.configuration import allowed_name
 from pipeline.serve.gateway.servers import Target
 from pipeline.serve.gateway.settings import GatewaySettings
 from pipeline.serve.guard.refusal import Refused
@@ -154,7 +154,7 @@ class Pulls:
         stored = on_disk.by_name(await to_thread.run_sync(on_disk.look, paths.home()))
         wanted = read_wanted(self._at)
         known = [server.name for server in wanted.instances] if wanted else []
-        new = [name for name in stored if name not in known and not wrong_name(name)]
+        new = [name for name in map(allowed_name, stored) if name not in known]
         if new:
             words = f"config={self._settings.config}", f"name={','.join(new)}"
             await self._doit(pull, name, "up", *words)
