@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICES = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$")) | {
     device + number for device in ("com", "lpt") for number in "0123456789¹²³"
 }
+FOUND = "lost+found"  # at the root of a disk; only root may list it
 
 
 class Home(Struct, frozen=True):
@@ -36,9 +37,10 @@ class Home(Struct, frozen=True):
 
     def model_folders(self, kind: str) -> list[Path]:
         """What lies in `models/`KIND, `gguf` or `source`: a folder for each model. It, or the one
-        that holds it, may be a link to another disk."""
+        that holds it, may be a link to another disk, or such a disk: what fsck finds there is no
+        model's."""
         top = self.models / kind
-        return sorted(top.iterdir()) if top.is_dir() else []
+        return sorted(x for x in top.iterdir() if x.name != FOUND) if top.is_dir() else []
 
     @property
     def logs(self) -> Path:

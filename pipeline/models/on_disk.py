@@ -159,11 +159,16 @@ def _spellings(model: StoredModel) -> list[str]:
 
 def _leaves(folder: Path) -> Iterator[Path]:
     """All files below a model's folder, which may be a link to another disk; a link in it for what
-    it is, and what is unfinished as a whole."""
+    it is, and what is unfinished, or may not be listed, as a whole."""
     if not folder.is_dir() or UNFINISHED.fullmatch(folder.name):
         yield folder
         return
-    for child in sorted(folder.iterdir()):
+    try:
+        children = sorted(folder.iterdir())
+    except PermissionError:
+        yield folder
+        return
+    for child in children:
         if child.is_symlink():
             yield child
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,23 @@ def test_what_another_run_removes_meanwhile_is_not_old(home: Home) -> None:
     assert not on_disk.is_up_to_date(made, {}, {"commit": "another one"})
     receipts.change(made.files[0], None)
     assert on_disk.is_up_to_date(made, {}, {"commit": "another one"})
+
+
+def test_what_may_not_be_listed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk has a `lost+found` that only root may list, and a folder may be another user's: what
+    is beside them is found as before."""
+    closed = {home.models / "gguf" / "lost+found", home.models / "gguf" / "theirs"}
+    for folder in closed:
+        folder.mkdir()
+    before, of_path = on_disk.look(home), Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return of_path(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    found = on_disk.look(home)
+    assert found.models == before.models and len(found.models) == 5
+    assert [path.name for path in found.unknown] == ["theirs"]
+    assert not list(on_disk.empty(home))

@@ -212,14 +212,17 @@ def remove_empty(folder: Path, top: Path) -> None:
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but receipts of what is gone, locks, and empty folders, which
-    a killed run may have left."""
+    a killed run may have left. What this user may not list is no such folder."""
 
     def counts_as_nothing(path: Path) -> bool:
         if path.is_symlink() or not path.is_dir() or UNFINISHED.fullmatch(path.name):
             return OWN.fullmatch(path.name) is not None
         return is_empty(path)
 
-    return all(map(counts_as_nothing, folder.iterdir()))
+    try:
+        return all(map(counts_as_nothing, folder.iterdir()))
+    except PermissionError:
+        return False
 
 
 def allocated(paths: Iterable[Path]) -> int:
