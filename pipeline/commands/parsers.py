@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 
-from pipeline.core.text import is_digits
-from pipeline.core.variables import integer, text
+from pipeline.core.variables import text
 from pipeline.models import quants
-from pipeline.serve.config.values import DECIMAL, whole
+from pipeline.serve.config.values import DECIMAL, read
 
 
 def quant(value: str) -> str:
@@ -19,13 +17,11 @@ def quant(value: str) -> str:
     return word if word in (quants.AUTO, quants.ALL) else quants.parse(value)
 
 
-def tokens(low: int, high: int) -> Callable[[str], int]:
-    """A whole number of tokens: `32k` is 32768."""
+def server_number(name: str) -> Callable[[str], int]:
+    """The number of an option of llama-server: what a file may say, units included."""
 
     def parse(value: str) -> int:
-        with suppress(ValueError):
-            value = str(whole(value))
-        return integer(low, high)(value)
+        return int(read(name, None, value.strip()))
 
     return parse
 
@@ -49,11 +45,8 @@ def uri(value: str) -> str:
 
 
 def gpu_layers(value: str) -> str:
-    """llama-server's own: a number, auto or all."""
-    word = value.strip().lower()
-    if word not in ("auto", "all") and not is_digits(word):
-        raise ValueError("a whole number, auto or all")
-    return word
+    """llama-server's own, in any letter case: a number, auto or all."""
+    return str(read("gpu-layers", None, value.strip().lower()))
 
 
 def duration(low: int, high: int) -> Callable[[str], int]:

@@ -14,7 +14,7 @@ from pipeline.deploy.ray.options import RayVariables
 from pipeline.serve.address import host, host_pattern, origin
 from pipeline.serve.server import LLAMA_CPP, SANDBOX_MODES, VLLM
 
-from .parsers import duration, gpu_layers, listed, names, number, quant, tokens, uri
+from .parsers import duration, gpu_layers, listed, names, number, quant, server_number, uri
 
 SERVER = "server."  # any other option of llama-server
 MODEL_NAMES = ("model", "hf_model", "gguf_path", "safetensors_dir")
@@ -172,19 +172,19 @@ class ServerVariables(Group):
     """llama-server's own options."""
 
     ctx_size: int | None = variable(
-        tokens(2, 1 << 30),
+        server_number("ctx-size"),
         f"{LLAMA_SERVERS}, in tokens; `32k` is 32768",
         shown="the trained context, as far as it fits",
     )
-    threads: int | None = variable(integer(1, 4096), LLAMA_SERVERS, shown=LLAMA_SERVERS)
+    threads: int | None = variable(server_number("threads"), LLAMA_SERVERS, shown=LLAMA_SERVERS)
     gpu_layers: str | None = variable(gpu_layers, LLAMA_SERVERS, shown=LLAMA_SERVERS)
     parallel: int | None = variable(
-        integer(1, 256),
+        server_number("parallel"),
         f"{LLAMA_SERVERS}; the context is divided among so many slots",
         shown=LLAMA_SERVERS,
     )
     batch_size: int | None = variable(
-        tokens(2, 1 << 24),
+        server_number("batch-size"),
         LLAMA_SERVERS,
         shown=f"{LLAMA_SERVERS}; for embedding models the context",
     )

@@ -113,8 +113,7 @@ def test_names_of_other_programs_lead_to_ours(name: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
-        *(("port", 1, 65535), ("threads", 1, 4096), ("parallel", 1, 256)),
-        *(("ctx_size", 2, 1 << 30), ("batch_size", 2, 1 << 24)),
+        *(("port", 1, 65535), ("threads", -1, 4096)),
         *(("ready_timeout", 1, 86400), ("stop_timeout", 0, 3600)),
     ],
 )
@@ -126,6 +125,23 @@ def test_ranges(name: str, low: int, high: int) -> None:
         assert f"must be a whole number from {low} to {high}" in refusal(**{name: wrong})
 
 
+@pytest.mark.parametrize(
+    ("name", "right", "wrong", "allowed"),
+    [
+        ("parallel", (1, 256, -1), ("0", "257"), " from 1 to 256, or -1"),
+        ("ctx_size", (2, 1 << 30, 0), ("1", "-1"), ", at least 2, or 0"),
+        ("batch_size", (2, 1 << 24), ("1", "0"), ", at least 2"),
+    ],
+)
+def test_numbers_of_the_server_are_those_of_a_file(
+    name: str, right: tuple[int, ...], wrong: tuple[str, ...], allowed: str
+) -> None:
+    for value in right:
+        assert value == getattr(ask(**{name: value}), name)
+    for text in (*wrong, "-2", 1 << 31, "", "x", "1.5", "1e3"):
+        assert f"{name}={text}: must be a whole number{allowed}" in refusal(**{name: text})
+
+
 def test_tokens_may_have_a_unit_and_a_host_brackets() -> None:
     parsed = ask(ctx_size="32k", batch_size="1K", host="[::1]")
     assert (parsed.ctx_size, parsed.batch_size, parsed.host) == (32768, 1024, "::1")
@@ -135,15 +151,17 @@ def test_tokens_may_have_a_unit_and_a_host_brackets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("0", "0"), ("99", "99"), ("auto", "auto"), (" ALL ", "all")]
+    ("written", "meant"),
+    [("0", "0"), ("99", "99"), ("auto", "auto"), (" ALL ", "all"), ("-1", "-1")],
 )
 def test_gpu_layers(written: str, meant: str) -> None:
     assert ask(gpu_layers=written).gpu_layers == meant
 
 
-@pytest.mark.parametrize("wrong", ["-1", "1.5", "1e3", "", "most", "1_0", "all,all"])
+@pytest.mark.parametrize("wrong", ["-3", "1.5", "1e3", "", "most", "1_0", "all,all"])
 def test_gpu_layers_that_mean_nothing(wrong: str) -> None:
-    assert f"gpu_layers={wrong}: must be a whole number, auto or all" in refusal(gpu_layers=wrong)
+    why = f"gpu_layers={wrong}: must be a whole number, at least -2, or auto, or all"
+    assert why in refusal(gpu_layers=wrong)
 
 
 @pytest.mark.parametrize(
