@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from functools import cache
@@ -53,9 +54,22 @@ def cpu_identity() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def compiler_words(value: str) -> list[str]:
+    """The words of CXX as CMake reads them: the path of a program, which may hold spaces, or
+    a command line in which such a path is quoted."""
+    if shutil.which(value.strip()):
+        return [value.strip()]
+    if os.name == "nt":  # where a backslash quotes nothing
+        return value.split()
+    try:
+        return shlex.split(value)
+    except ValueError:  # a quote has no end
+        return value.split()
+
+
 def find_compiler() -> Compiler | None:
     """The C++ compiler that CMake will take: CXX, else the first of the usual names."""
-    chosen = os.environ.get("CXX", "").split()
+    chosen = compiler_words(os.environ.get("CXX", ""))
     for name in chosen[:1] or ["c++", "g++", "clang++", "cl"]:
         path = shutil.which(name)
         # CXX may hold words of its own, such as a launcher before the compiler

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bins import platform
-from pipeline.bins.hardware import providers
+from pipeline.bins.hardware import probe, providers
 from pipeline.core.errors import PipelineError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="shell scripts stand in")
@@ -67,6 +67,24 @@ def test_cxx_comes_first(compilers: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.version == "own"
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert platform.find_compiler() is None  # CMake would take no other either
+
+
+@posix
+@pytest.mark.parametrize("form", ["{}", "'{}' -flag", '"{}"', "{escaped} -flag"])
+def test_cxx_in_a_folder_with_a_space_as_cmake_reads_it(
+    compilers: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    own = program(compilers / "my tools" / "own", "echo own")
+    monkeypatch.setenv("CXX", form.format(own, escaped=str(own).replace(" ", "\\ ")))
+    assert platform.find_compiler() == platform.Compiler(str(own), "own")
+    words = probe.tool_commands("linux", os.environ["CXX"])
+    assert probe.run_all({"CXX": words["CXX"]})["CXX"].out == "own\n"
+
+
+@posix
+def test_a_quote_without_its_end(compilers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "'g++")
+    assert platform.find_compiler() is None
 
 
 @posix

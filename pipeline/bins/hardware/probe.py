@@ -162,7 +162,7 @@ def probe(home: Home, cuda: str = "") -> Facts:
 
 def tool_commands(system: str, cxx: str) -> dict[str, tuple[str, ...]]:
     """The commands to run on this system, by name."""
-    own = {"CXX": (*cxx.split(), *VERSION)} if cxx else {}
+    own = {"CXX": (*words, *VERSION)} if (words := host.compiler_words(cxx)) else {}
     return {**EVERYWHERE, **own, **OF_SYSTEM.get(system, {})}
 
 
