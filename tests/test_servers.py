@@ -233,6 +233,24 @@ def test_a_changed_file_restarts_what_changed(servers: Servers, gguf: Path) -> N
     assert "did you mean changed?" in wrong.err
 
 
+def test_another_key_in_its_file_restarts_a_server(
+    servers: Servers, gguf: Path, tmp_path: Path
+) -> None:
+    """A server reads its files when it starts: the old key would stay good, and the new one bad."""
+    key = tmp_path / "a.key"
+    key.write_text("first-key\n")
+    port = servers.chat("chat", gguf, api_key_file=str(key))
+    servers.up()
+    os.utime(key, (0, 0))
+    assert "keep" in servers.up("dry_run=1").out, "it is only touched"
+    key.write_text("second-key\n")
+    assert "restart" in servers.up("dry_run=1").out
+    servers.up()
+    for secret, status in (("first-key", 401), ("second-key", 200)):
+        headers = {"Authorization": f"Bearer {secret}"}
+        assert httpx2.get(f"http://127.0.0.1:{port}/slots", headers=headers).status_code == status
+
+
 def test_logs(servers: Servers, gguf: Path) -> None:
     servers.chat("one", gguf)
     servers.chat("two", gguf)

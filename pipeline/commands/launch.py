@@ -14,7 +14,7 @@ from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import disk_errors, publish_same
 from pipeline.core.text import byte_count
 from pipeline.models import gguf
-from pipeline.serve import sandbox
+from pipeline.serve import sandbox, served
 from pipeline.serve.config.configuration import InstanceSpec, projector_of
 from pipeline.serve.config.llama import PreparedModel
 from pipeline.serve.guard import port
@@ -68,7 +68,7 @@ def _servers(file: Servers, contexts: Mapping[str, int], free: int) -> tuple[Ser
         servers = tuple(replace(s, guard=wanted and port.can_guard(s)) for s in servers)
     if byte_count(file.configuration.master.saved_slots):
         servers = tuple(slots.saving(server, file.at) for server in servers)
-    return servers
+    return tuple(replace(server, contents=served.contents(server)) for server in servers)
 
 
 def _model(file: Servers, spec: InstanceSpec, context: int | None, free: int) -> PreparedModel:

@@ -8,9 +8,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.core.store import json_file, receipts
+from pipeline.core.store import json_file, receipts, stat_cache
 
-from .server import Server
+from .server import VLLM, Server
+
+SMALL = 1 << 20  # bytes, up to which a file that is only touched counts as unchanged
+WRITTEN = ("--log-file", "--lookup-cache-dynamic", "-lcd")  # by the server itself
 
 
 def record(run: Path, server: Server) -> None:
@@ -34,6 +37,25 @@ def files(server: Server) -> list[Path]:
     """The files that the command line of `server` names, links followed; the program too."""
     paths = [Path(server.folder, server.executable), *server.named_paths]
     return [path for each in paths if (path := Path(os.path.realpath(each))).is_file()]
+
+
+def contents(server: Server) -> str:
+    """A digest of what `files` and the key file hold, those of a vLLM's folder among them, which
+    changes where one is replaced. Of large ones, and of those, size and time say so. A log and
+    whatever else the server writes does not count."""
+    written = [os.path.realpath(Path(server.folder, server.argument(x))) for x in WRITTEN]
+    named = [*files(server), *map(Path, filter(None, [server.api_key_file]))]
+    if server.engine == VLLM:
+        named += sorted(Path(server.folder, server.argument("--model")).glob("*.*"))
+    digest = hashlib.sha256()
+    for file in dict.fromkeys(named):
+        if str(file) not in written:
+            with suppress(OSError):
+                size, time = stat_cache.stamp(file)
+                held = file.read_bytes() if size <= SMALL else f"{size} {time}".encode()
+                digest.update(hashlib.sha256(os.fsencode(file)).digest())
+                digest.update(hashlib.sha256(held).digest())
+    return digest.hexdigest()[:16]
 
 
 def place(run: Path, path: str | Path) -> Path:

@@ -84,6 +84,7 @@ class Server(Keeping, frozen=True, kw_only=True):
     tuned: tuple[str, ...] = ()  # options among them that `tune` has found
     folder: str  # where it runs: relative paths among its options start there
     log_file: str
+    contents: str = ""  # a digest of the files that it reads: see served.contents
 
     # how others reach it
     host: str = "127.0.0.1"
