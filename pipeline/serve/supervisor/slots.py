@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,8 +27,11 @@ from .state import Folder
 OPTION = "--slot-save-path"
 FOLDER = "slots"  # of a configuration's folder; in it one for each server
 PATIENCE = 30.0  # seconds for a server to write or read one slot
-# Options that change nothing of what a slot holds.
-INDIFFERENT = ("--host", "--port", "--alias", "--api-key-file", "--log-file", "--threads", OPTION)
+# Options that change nothing of what a slot holds, nor does what is in the files that they name.
+INDIFFERENT = (
+    *("--host", "--port", "--alias", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"),
+    *("--log-file", "--lookup-cache-dynamic", "--threads", OPTION),
+)
 
 
 def saving(server: Server, at: Folder) -> Server:
@@ -113,7 +117,12 @@ def key(server: Server) -> str:
         for before, word in pairwise(["", *server.cmd])
         if before not in INDIFFERENT and word not in INDIFFERENT
     ]
-    files = [(str(file), *stamp(file)) for file in served.files(server)]
+    indifferent = [
+        os.path.realpath(Path(server.folder, word))
+        for before, word in pairwise(server.cmd)
+        if before in INDIFFERENT
+    ]
+    files = [(str(x), stamp(x)) for x in served.files(server) if str(x) not in indifferent]
     identity = json.dumps([server.executable, options, files])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 

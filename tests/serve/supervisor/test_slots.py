@@ -98,6 +98,18 @@ def test_nothing_comes_back_to_another_model_or_other_options(server: Server) ->
     assert slots.save(server, 1000) == 2 and len(kept(server)) == 2, "the old ones are gone"
 
 
+def test_a_log_that_grows_and_another_key_change_nothing(server: Server, tmp_path: Path) -> None:
+    log, key = tmp_path / "own.log", tmp_path / "a.key"
+    options = ("--log-file", str(log), "--api-key-file", str(key))
+    server = replace(server, cmd=(*server.cmd, *options))
+    for file in (log, key):
+        file.write_text("before")
+    slots.save(server, 1000)
+    for file in (log, key):
+        file.write_text("and after")
+    assert slots.restore(server) == 2
+
+
 def test_a_limit_of_bytes_over_all_servers(server: Server) -> None:
     other = Slots.folder.parent / "other"
     other.mkdir()
