@@ -116,6 +116,8 @@ class Log:
 
     def __call__(self, line: str) -> None:
         try:
+            if self._file and self._is_gone(self._file):
+                self._release()
             if self._file is None:
                 self._open()
             if self._lost:
@@ -144,6 +146,15 @@ class Log:
             with contextlib.suppress(OSError):
                 self._file.close()
         self._file = None
+
+    def _is_gone(self, file: io.FileIO) -> bool:
+        """Whether somebody has deleted the file, or moved it away: its lines would be lost. A
+        folder that was removed is not made again."""
+        try:
+            now, then = self.path.stat(), os.fstat(file.fileno())
+        except OSError:
+            return self.path.parent.is_dir()
+        return (now.st_ino, now.st_dev) != (then.st_ino, then.st_dev)
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -166,6 +166,25 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert numbers(path) == ["more", "and more"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file stays")
+def test_one_that_is_deleted_or_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    """Else a server that runs for months would write where nobody finds it."""
+    path = tmp_path / "logs" / "a.log"
+    log = Log(path)
+    log("one")
+    path.unlink()
+    log("two")
+    assert numbers(path) == ["two"]
+    path.rename(tmp_path / "moved.log")
+    log("three")
+    assert numbers(path) == ["three"]
+    path.unlink()
+    path.parent.rmdir()
+    log("four")
+    assert not path.parent.exists(), "a configuration whose folder is removed ends"
+    log.close()
+
+
 def test_what_could_not_be_written_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
