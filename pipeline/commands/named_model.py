@@ -17,6 +17,7 @@ from pipeline.models.reference import (
     existing,
     missing,
     parse,
+    require_revision,
 )
 
 from .variables import MODEL_NAMES, ModelVariables
@@ -61,6 +62,9 @@ def _reference(model: ModelVariables) -> Reference | None:
                 f"revision={model.revision} and @{reference.revision} contradict each other"
             )
         reference = replace(reference, revision=model.revision)
+    if reference.revision:
+        source = f"revision={model.revision}" if model.revision else f"model={reference.text}"
+        require_revision(reference.revision, source)
     for name in ("filename", "pattern"):
         if getattr(model, name) and reference.kind != "hub":
             raise UsageError(f"{name}: is for Hugging Face repositories only")

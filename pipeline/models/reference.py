@@ -25,8 +25,10 @@ ReferenceKind = Literal["demo", "gguf", "folder", "hub"]
 
 HUB = re.compile(
     r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
-    r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<late>[\w.-]+))?"
+    r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[^\s:]+))?(?::(?P<late>[\w.-]+))?"
 )
+# What git has no branch, tag or commit for; `..` would lead out of the hub's own path.
+NO_REVISION = re.compile(r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|(^|/)(\.|/|$)")
 PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
 # A GGUF that was cut for a limit on the size of files: not the parts that llama.cpp reads.
 PIECE = r".*\.gguf([._-]?(split|part)[._-]?|\.)(a?[a-z]|\d{1,3}(of\d+)?)"
@@ -49,7 +51,7 @@ OTHER = {  # what else the hub has, by the first part of the path
     "blog": "an article",
     "models": "a list of models",
 }
-OF_A_FILE = ("blob", "resolve", "raw", "blame", "edit", "delete", "commits", "tree")
+OF_A_FILE = ("blob", "resolve", "raw", "blame", "edit", "delete", "commit", "commits", "tree")
 FILES = (".safetensors", ".json", ".md", ".model", ".txt", ".jinja", ".py", ".gitattributes")
 ADDRESS_HINT = "the address of a model's page, or of a .gguf in it; or org/model"
 HINT = (
@@ -96,6 +98,8 @@ class Reference(Struct, frozen=True, kw_only=True):
 
 def parse(text: str) -> Reference:
     """Parse a reference. A path that exists wins. Raises UsageError."""
+    if text.strip() != text and not exists(absolute(text)):
+        return parse(text.strip())  # as copied, or as a file has it
     if text in pins().demos:
         return Reference(kind="demo", text=text)
     plain = text if text.lower().startswith("hf://") else text.removeprefix("hf:")
@@ -106,11 +110,12 @@ def parse(text: str) -> Reference:
         return existing(text, path, note)
     if pasted := parse_address(plain):
         return replace(pasted, text=text)
+    is_tagged = text.startswith("hf:") or (match and (match["quant"] or match["late"]))
     looks_like_path = (
         text.startswith((".", "/", "~", "\\"))
         or "\\" in text
         or (not match)
-        or (text.lower().endswith((".gguf", ".safetensors")) and not text.startswith("hf:"))
+        or (text.lower().endswith((".gguf", ".safetensors")) and not is_tagged)
     )
     if match and not looks_like_path:
         return _of_match(text, match)
@@ -138,13 +143,24 @@ def _of_match(text: str, match: re.Match[str]) -> Reference:
     if match["quant"] and match["late"]:
         raise UsageError(f"model={text}: names two quants", HINT)
     quant = match["quant"] or match["late"] or ""
+    is_file = quant.lower().endswith(".gguf")  # which Ollama takes there, too
     return Reference(
         kind="hub",
         text=text,
         repo=match["repo"],
         revision=match["revision"] or "",
-        quant="" if quant.lower() == "latest" else quant,  # as Ollama writes the default one
+        quant="" if is_file or quant.lower() == "latest" else quant,  # Ollama's default one
+        filename=quant if is_file else "",
     )
+
+
+def require_revision(revision: str, where: str) -> None:
+    """Raise UsageError for what cannot name a branch, a tag or a commit."""
+    if NO_REVISION.search(revision):
+        raise UsageError(
+            f"{where}: {revision!r} is no name of a branch, tag or commit",
+            "such names are main, v1.0 and refs/pr/7",
+        )
 
 
 def exists(path: Path) -> bool:

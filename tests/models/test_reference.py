@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.request import request
 from pipeline.core.errors import UsageError
 from pipeline.models.reference import parse
 
@@ -35,12 +36,39 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("org/model/", "org/model", "", ""),
         ("org/model:latest", "org/model", "", ""),
         ("hf.co/org/model:latest", "org/model", "", ""),
+        ("org/model@v1.0+cu128", "org/model", "v1.0+cu128", ""),
+        ("org/model:Q8_0@fix#12", "org/model", "fix#12", "Q8_0"),
+        ("org/model@a,b=c%2F&d:Q8_0", "org/model", "a,b=c%2F&d", "Q8_0"),
     ],
 )
 def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
     reference = parse(text)
     assert (reference.kind, reference.text) == ("hub", text)
     assert (reference.repo, reference.revision, reference.quant) == (repo, revision, quant)
+
+
+@pytest.mark.parametrize("text", ["org/model:m-Q4_K_M.gguf", "org/model@v1+x:m-Q4_K_M.GGUF"])
+def test_a_file_behind_a_colon_as_ollama_takes_it(text: str) -> None:
+    reference = parse(text)
+    name = text.rpartition(":")[2]
+    assert (reference.repo, reference.filename, reference.quant) == ("org/model", name, "")
+
+
+def test_space_around_a_reference_is_none_of_it(here: Path) -> None:
+    assert parse(" org/model\n").repo == "org/model"
+    (here / "a folder ").mkdir()
+    assert parse("a folder ").path == here / "a folder "
+
+
+@pytest.mark.parametrize(
+    "revision", ["..", "a/../../datasets", "a b", "v1~2", "a//b", "/a", ".a", "x:y"]
+)
+def test_what_names_no_revision(revision: str) -> None:
+    with pytest.raises(UsageError, match=r"revision=.*is no name of a branch"):
+        request({"model": "org/model", "revision": revision})
+    if not set(revision) & set(" :\n"):
+        with pytest.raises(UsageError, match="is no name of a branch"):
+            request({"model": f"org/model@{revision}"})
 
 
 @pytest.mark.parametrize(
@@ -74,6 +102,8 @@ def test_repositories(text: str, repo: str, revision: str, quant: str) -> None:
         ("org/model?show_file_info=sub%2Fm.gguf", {"filename": "sub/m.gguf"}),
         ("org/model?library=transformers", {}),
         ("org/model/discussions/3", {}),
+        ("org/model/commit/0123abcd", {"revision": "0123abcd"}),
+        ("org/model:m-Q4_K_M.gguf", {"filename": "m-Q4_K_M.gguf"}),
         ("org/model/blob/main/config.json", {"note": "config.json"}),
         ("org/model/blob/main/model.safetensors", {"note": "model.safetensors"}),
     ],
