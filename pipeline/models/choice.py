@@ -52,11 +52,23 @@ def label(name: str) -> str:
     path = PurePosixPath(name)
     shard = SHARD.fullmatch(path.name)
     for text in (shard["stem"] if shard else path.stem, *reversed(path.parent.parts)):
-        matches = quants.LABEL.findall(text)
+        matches = [*quants.LABEL.finditer(text)]
         if matches:
-            match = re.sub(r"^UD_", "UD-", quants.capitals(matches[-1]))
-            return re.sub(r"(?<!^UD)-", "_", match)
+            *before, last = matches
+            # Q6_K-f16, with some tensors in 16 bits, is not F16, nor the plain Q6_K
+            is_mixed = before and before[-1].end() == last.start() - 1
+            if is_mixed and not _is_plain(before[-1]) and _is_plain(last):
+                found = text[before[-1].start() : last.end()]
+            else:
+                found = last[0]
+            match = re.sub(r"^UD_", "UD-", quants.capitals(found))
+            return re.sub(r"(?<!^UD)[-.]", "_", match)
     return ""
+
+
+def _is_plain(match: re.Match[str]) -> bool:
+    """Whether a quant in a name is none: 16 or 32 bits."""
+    return quants.capitals(match[0]) in quants.UNQUANTIZED
 
 
 def stem(option: Option) -> str:

@@ -24,11 +24,13 @@ TYPES = tuple(name for name in FILE_TYPES.values() if name != "NVFP4")  # that i
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # A quant in the names of files, in any letter case: Q4_K_M, UD-Q4_K_XL, Q4_0_4_4, fp16, q4-k-m, …
-# What follows after `_` belongs to it, known or not: Q4_K_P is no Q4_K.
+# What follows after `_` belongs to it, known or not: Q4_K_P is no Q4_K. But for a quant behind what
+# it was made from, f16_q5_k_m.
 LABEL = re.compile(
     r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-9]|tq\d|mxfp\d|nvfp4|bf16|fp?16|fp?32)"
     r"(?:-(?:k|s|m|l|nl|xs|xxs|xl|[01])(?![a-z0-9.])"
-    r"|_(?!(?:imat(?:rix)?|i1|gguf|v\d+)(?![a-z0-9]))[a-z0-9]+)*(?![a-z0-9])",
+    r"|_(?!(?:imat(?:rix)?|i1|gguf|v\d+)(?![a-z0-9])|(?<=[fp](?:16|32)_)(?:i?q\d|tq\d))[a-z0-9]+)*"
+    r"(?![a-z0-9])",
     re.ASCII | re.IGNORECASE,
 )
 DEFAULT = "Q4_K_M"

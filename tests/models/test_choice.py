@@ -112,6 +112,14 @@ def refused(names: tuple[str, ...], **filters: str) -> str:
         ("M-Q5_K_M-imatrix.gguf", "Q5_K_M"),
         ("M-IQ3_M-v2.gguf", "IQ3_M"),
         ("M.f16.Q6_K.gguf", "Q6_K"),
+        ("m_f16_q5_k_m.gguf", "Q5_K_M"),
+        ("M-BF16_IQ4_XS.gguf", "IQ4_XS"),
+        ("M_fp32_Q4_K_P.gguf", "Q4_K_P"),
+        ("M_f16_custom.gguf", "F16_CUSTOM"),
+        ("M-Q6_K-f16.gguf", "Q6_K_F16"),
+        ("M.UD-Q6_K.f16.gguf", "UD-Q6_K_F16"),
+        ("M-bf16-f16.gguf", "F16"),
+        ("M-q4_0-unquantized-BF16.gguf", "BF16"),
         ("foo.Q4_K_M.GGUF", "Q4_K_M"),
         ("llama2_7b_Q4_K_M.gguf", "Q4_K_M"),
         ("M-Q4_K_P.gguf", "Q4_K_P"),
@@ -302,6 +310,12 @@ def test_a_quant_is_never_replaced_by_another(quant: str, names: tuple[str, ...]
     for name in names:
         (line,) = [line for line in error.splitlines() if line.endswith(f" {name}")]
         assert line.split()[:3] == [label(name) or "?", "4.0", "GB"]
+
+
+def test_a_quant_with_tensors_in_16_bits_is_neither() -> None:
+    names = ("M-Q6_K.gguf", "M-Q6_K-f16.gguf", "M-f16.gguf")
+    for quant, name in (("q6_k", names[0]), ("q6_k_f16", names[1]), ("f16", names[2])):
+        assert choose(names, quant=quants.parse(quant))[0] == name
 
 
 def test_two_models_of_the_quant_asked_for() -> None:
