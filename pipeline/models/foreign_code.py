@@ -26,15 +26,16 @@ SUSPECT = re.compile(rb"%b|\\u00[4-7]" % b"|".join(key.encode() for key in KEYS)
 
 
 def utf8(name: str, data: bytes) -> bytes:
-    """A JSON text as the converter reads it, in UTF-8 without a byte order mark; other editors
-    write UTF-16. Raises PipelineError where it is no text."""
+    """A text as the converter reads it, in UTF-8 without a byte order mark; other editors write
+    UTF-16. Raises PipelineError where it is no text."""
     encoding = json.detect_encoding(data)
-    if encoding == "utf-8":
-        return data
     try:
-        return data.decode(encoding).removeprefix("\ufeff").encode()
+        text = data.decode(encoding).removeprefix("\ufeff")
     except ValueError as error:
-        raise PipelineError(f"{name}: cannot be read as {encoding}: {error}") from None
+        raise PipelineError(
+            f"{name}: cannot be read as {encoding}: {error}", "get it again, or save it as UTF-8"
+        ) from None
+    return data if encoding == "utf-8" else text.encode()
 
 
 def without(name: str, data: bytes) -> bytes:

@@ -7,6 +7,7 @@ is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -60,13 +61,27 @@ def stage(files: Mapping[str, Path], into: Path, weights: int | None = None) -> 
     for name, file in files.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".json"):
+        if name.endswith((".json", ".jinja")):
             data = contents.local(file, name).whole()
             allowed = beside(name, data, weights)
             if allowed != data:
                 target.write_bytes(allowed)
                 continue
         _link(file, target)
+    prefer_template_file(into)
+
+
+def prefer_template_file(folder: Path) -> None:
+    """Of two chat templates the one in a file of its own counts, as for transformers: the converter
+    would take that of tokenizer_config.json, which newer versions of a model leave behind."""
+    template, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if not (template.is_file() and config.is_file() and template.read_bytes().strip()):
+        return
+    with contextlib.suppress(ValueError, RecursionError):  # the converter says it
+        values = json.loads(config.read_bytes())
+        if isinstance(values, dict) and values.pop("chat_template", None) is not None:
+            config.unlink()  # it may be a link to the user's file
+            config.write_text(json.dumps(values), encoding="utf-8")
 
 
 def stage_config(files: Mapping[str, Path], into: Path) -> None:
@@ -83,9 +98,11 @@ def stage_config(files: Mapping[str, Path], into: Path) -> None:
 def beside(name: str, data: bytes, weights: int) -> bytes:
     """A file as the converter may read it, beside so many bytes of weights. Raises
     PipelineError."""
-    if not name.endswith(".json"):
+    if not name.endswith((".json", ".jinja")):
         return data
     data = foreign_code.utf8(name, data)
+    if name.endswith(".jinja"):
+        return data
     if name == "config.json":
         require_plausible(data, weights, name)
     return foreign_code.without(name, data)

@@ -110,6 +110,45 @@ def test_what_is_laid_out(model: Path, tmp_path: Path) -> None:
     assert b"auto_map" in (model / "config.json").read_bytes(), "the user's own stays as it is"
 
 
+OLD, NEW = "{{ old }}", "{{ messages }} é"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_template_in_a_file_is_laid_out_as_utf8_and_the_only_one(
+    encoding: str, model: Path, tmp_path: Path
+) -> None:
+    names = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+    (model / "additional_chat_templates").mkdir()
+    for name in names:
+        (model / name).write_bytes(NEW.encode(encoding))
+    settings = model / "tokenizer_config.json"
+    settings.write_bytes(config(chat_template=OLD, eos_token="</s>"))
+    files = {name: model / name for name in (*CHOSEN, *names, settings.name)}
+    staging.stage(files, tmp_path / "in")
+    for name in names:
+        assert (tmp_path / "in" / name).read_bytes() == NEW.encode()
+    assert json.loads((tmp_path / "in" / settings.name).read_bytes()) == {"eos_token": "</s>"}
+    assert json.loads(settings.read_bytes())["chat_template"] == OLD, "the user's own stays"
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_empty_template_in_a_file_replaces_none(text: str, model: Path, tmp_path: Path) -> None:
+    (model / "chat_template.jinja").write_text(text)
+    (model / "tokenizer_config.json").write_bytes(config(chat_template=OLD))
+    names = (*CHOSEN, "chat_template.jinja", "tokenizer_config.json")
+    staging.stage({name: model / name for name in names}, tmp_path / "in")
+    laid = json.loads((tmp_path / "in" / "tokenizer_config.json").read_bytes())
+    assert laid["chat_template"] == OLD
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_file_in_another_encoding_is_named(name: str, model: Path, tmp_path: Path) -> None:
+    (model / name).write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(PipelineError, match=rf"{name}: cannot be read as utf-8") as caught:
+        staging.stage({each: model / each for each in (*CHOSEN, name)}, tmp_path / "in")
+    assert "save it as UTF-8" in caught.value.hint
+
+
 def test_a_config_that_lies_is_not_laid_out(model: Path, tmp_path: Path) -> None:
     (model / "config.json").write_bytes(config(vocab_size=10**10))
     with pytest.raises(PipelineError, match="vocab_size is 10000000000"):
