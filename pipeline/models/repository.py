@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from .gguf import Header
 from .hub import Listing
 from .projector import pair
 from .reference import NO_PROJECTOR, FileFilter
-from .resolve import SIDE_FILES, ModelFile, Resolved, short_name, slug
+from .resolve import ModelFile, Resolved, short_name, side_patterns, slug
 from .safetensors import Head, own_precision
 
 OTHER = "use another revision=…, or another repository"
@@ -104,12 +104,13 @@ def resolve(
     )
 
 
-def side_files(names: Iterable[str]) -> list[str]:
+def side_files(names: Collection[str]) -> list[str]:
     """What the converter reads beside the weights, among the `names` of a repository's files."""
+    patterns = side_patterns(names)
     return [
         name
         for name in names
-        if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in SIDE_FILES)
+        if not HIDDEN.search(name) and any(matches(name, pattern) for pattern in patterns)
     ]
 
 

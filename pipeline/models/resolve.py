@@ -19,7 +19,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store import json_file, stat_cache
 from pipeline.core.store.locks import only_one
 
-from . import checkpoint, contents, gguf, kinds, quants, safetensors
+from . import checkpoint, contents, gguf, kinds, quants, safetensors, staging
 from .reference import Reference
 
 # What the converter reads beside the weights. No program code is ever among it.
@@ -34,6 +34,10 @@ SIDE_FILES = (
     "*.jinja",
     "*/config.json",
     "additional_chat_templates/*.jinja",
+)
+# One of these has the words, and is in a folder of its own where none is beside the weights.
+WORDS = re.compile(
+    r"((tokenizer|tekken|vocab|spiece|.*\.bpe)\.(jsonl?|model|txt)|.*\.tiktoken)", re.I
 )
 # For quant=auto, best first. None needs an importance matrix, and more bits than Q8_0's make hardly
 # any difference.
@@ -289,11 +293,20 @@ def of_folder(
     )
 
 
+def side_patterns(names: Iterable[str]) -> tuple[str, ...]:
+    """What the converter reads beside the weights of a model with files of these `names`."""
+    if any(map(WORDS.fullmatch, names)):
+        return SIDE_FILES
+    plain = (pattern for pattern in SIDE_FILES if "/" not in pattern)
+    return (*SIDE_FILES, *(f"{staging.TOKENIZER_FOLDER}{pattern}" for pattern in plain))
+
+
 def _inputs(path: Path, weight_files: list[Path]) -> list[Path]:
     """The weights and what the converter reads beside them. Raises PipelineError for a link out of
     the folder: in a cloned repository it may lead to a secret, which would become part of the GGUF.
     A Hugging Face cache links to the blobs of its repository."""
-    side_files = {file for pattern in SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    patterns = side_patterns(file.name for file in path.iterdir())
+    side_files = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
     folder = path.resolve()
     for file in sorted(side_files):
         real = file.resolve()

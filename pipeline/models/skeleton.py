@@ -68,8 +68,10 @@ def safetensors_skeleton(
             # The weights first: an error in them explains all others.
             ordered = sorted(files, key=lambda file: not file.name.endswith(".safetensors"))
             with staging.workspace(made, slug(name)) as (folder, scratch):
-                if not all(_lay_out(file, folder, weights) for file in ordered):
-                    return None
+                names = {file.name for file in files}
+                for file in ordered:
+                    if not _lay_out(file, folder, staging.place(file.name, names), weights):
+                        return None
                 program, driver, *words = convert.argv(conversion, python, folder, made)
                 status, out, err = outcome(
                     [program, driver, HEADER, *words],
@@ -95,9 +97,10 @@ def safetensors_skeleton(
             remove(made)
 
 
-def _lay_out(file: contents.Readable, folder: Path, weights: int) -> bool:
-    """Put a file of the model into `folder`: of weights only the header, others as they are."""
-    names = PurePosixPath(file.name).parts
+def _lay_out(file: contents.Readable, folder: Path, name: str, weights: int) -> bool:
+    """Put a file of the model into `folder` as `name`: of weights only the header, others as they
+    are."""
+    names = PurePosixPath(name).parts
     if not names or not all(is_plain(name) for name in names):
         raise PipelineError(f"{file.name!r}: is not a file name")
     target = folder.joinpath(*names)

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from pipeline.core.text import size as shown_size
 
 from . import contents, foreign_code
 
+TOKENIZER_FOLDER = (
+    "tokenizer/"  # where some models have what the converter reads beside the weights
+)
 SCRATCH = ".scratch"  # a name that no model's folder has
 
 # The converter makes lists of these lengths, or loops over them.
@@ -59,7 +62,7 @@ def stage(files: Mapping[str, Path], into: Path, weights: int | None = None) -> 
     if weights is None:
         weights = weight_bytes({name: file.stat().st_size for name, file in files.items()})
     for name, file in files.items():
-        target = into / name
+        target = into / place(name, files)
         target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith((".json", ".jinja")):
             data = contents.local(file, name).whole()
@@ -69,6 +72,12 @@ def stage(files: Mapping[str, Path], into: Path, weights: int | None = None) -> 
                 continue
         _link(file, target)
     prefer_template_file(into)
+
+
+def place(name: str, names: Collection[str]) -> str:
+    """Where the converter reads the file `name` among `names`: a tokenizer beside the weights."""
+    beside_weights = name.removeprefix(TOKENIZER_FOLDER)
+    return name if beside_weights in names else beside_weights
 
 
 def prefer_template_file(folder: Path) -> None:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
-from pipeline.models import resolve
+from pipeline.models import repository, resolve, staging
 from pipeline.models.checkpoint import INDEX
 from pipeline.models.reference import parse
 from pipeline.models.resolve import ModelFile
@@ -81,6 +81,27 @@ def test_a_folder_is_the_files_that_the_converter_reads(model: Path, home: Home)
         data = (model / file.name).read_bytes()
         assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert resolved.bytes == sum(file.size for file in resolved.files)
+
+
+def test_a_tokenizer_in_a_folder_of_its_own(model: Path, home: Home, tmp_path: Path) -> None:
+    words = model / "tokenizer"
+    words.mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
+        write(words / name, {})
+    with_own = {file.name for file in resolve.folder(model, home, KNOWN).files}
+    assert not with_own & {"tokenizer/tokenizer.model", "tokenizer/tokenizer_config.json"}
+
+    (model / "tokenizer.model").unlink()
+    names = [file.name for file in resolve.folder(model, home, KNOWN).files]
+    assert {"tokenizer/tokenizer.model", "tokenizer/tokenizer_config.json"} <= {*names}
+    side = {name for name in names if not name.endswith(".safetensors")}
+    assert {*repository.side_files(names)} == side, "of a repository the same"
+
+    staging.stage({name: model / name for name in names}, tmp_path / "in")
+    assert (tmp_path / "in" / "tokenizer.model").read_bytes() == b"{}"
+    assert (tmp_path / "in" / "tokenizer_config.json").is_file()
+    own = (model / "config.json").read_bytes()
+    assert (tmp_path / "in" / "config.json").read_bytes() == own
 
 
 def test_a_folder_without_index_is_all_its_weights(model: Path) -> None:
