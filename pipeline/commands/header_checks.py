@@ -1,6 +1,6 @@
 """What the header of a model shows before its weights are downloaded or converted: that no mix has
-the requested size, that a limit of quality is for another kind of model, or that a text is too
-short."""
+the requested size, that a limit of quality is for another kind of model, that a text is too short,
+or an importance matrix of another model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def are_due(model: Model) -> bool:
     chain = model.chain()
     made = chain and chain.quantization
     is_chosen = bool(made and made.budget and made.types is None)
-    is_read = bool(made and made.imatrix and text_may_be_short(made.imatrix))
+    matrix = made and made.imatrix
+    is_read = bool(matrix and (not imatrix.is_text(matrix) or text_may_be_short(matrix)))
     return chain is not None and (is_chosen or is_read or model.request.has_limit)
 
 
@@ -49,6 +50,8 @@ def require(model: Model) -> None:
         quality.require_room(setup, header, quality.verdict_wants(bound, request.chunks))
     made = chain.quantization
     reader = model.binaries.find("llama-perplexity")
+    if made and made.imatrix and not imatrix.is_text(made.imatrix):
+        imatrix.require_of(made.imatrix, source)
     if made and made.imatrix and reader and text_may_be_short(made.imatrix):
         text_length.require(reader, source, made.imatrix, "imatrix")
     if made and made.types is None and model.binaries.has("llama-quantize"):

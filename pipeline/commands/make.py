@@ -243,6 +243,8 @@ def quantize(model: Model) -> None:
                 return
             if is_due:
                 conversions.make(between, home, check=estimate.loads(model))
+        if made.imatrix and not reads_text and made.input.exists():
+            imatrix.require_of(made.imatrix, made.input)
         limit = _within_limit(model, made.input) if limited else None
         with _limited(made.target, limit, force=force):
             quantizations.make(

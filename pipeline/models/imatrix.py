@@ -3,9 +3,10 @@ llama-imatrix for a text."""
 
 from __future__ import annotations
 
+import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from pipeline.core.sandbox import strength
 from pipeline.core.store import artifacts, stat_cache
 from pipeline.core.store.publish import require_disk
 
-from . import contents, gguf, text_length, tools
+from . import contents, gguf, tensor_errors, text_length, tools
 from .gguf_format import MAGIC
 
 COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
 LONGEST_NAME = 256  # bytes, of a tensor; ggml's have 64 at most
+LAYER = re.compile(r"\b(enc\.|dec\.)?blk\.\d+\.")
 SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
 
 
@@ -55,6 +57,46 @@ def require_usable(path: Path) -> None:
             f"imatrix={path}: is neither an importance matrix nor a text in UTF-8",
             "save the text as UTF-8, or pass a matrix that llama-imatrix wrote",
         )
+
+
+def require_of(path: Path, model: Path) -> None:
+    """Raise UsageError where the matrix at `path` was computed for a model of another shape than
+    the GGUF `model`: llama-quantize passes in silence over what a matrix does not know."""
+    shapes = dict[str, list[int]]()
+    first, *_ = [gguf.read(part, shapes) for part in gguf.shards(model)]
+    known, layers = _values(path), _layers(shapes)
+    named = [name for name in known if LAYER.search(name)]
+    why = ""
+    if strange := next((name for name in named if name not in shapes), ""):
+        why = f"it knows {strange}, which the model has not"
+    for name in () if why else named:
+        own = shapes[name][0] * math.prod(shapes[name][2:])
+        if known[name] != own:
+            why = why or f"it has {known[name]} values for {name}, the model needs {own}"
+    if not why and len(_layers(named)) < len(layers) - first.heads:
+        why = f"it knows {len(_layers(named))} of the {len(layers)} layers"
+    if why:
+        raise UsageError(
+            f"imatrix={path}: was computed for another model: {why}",
+            "pass the matrix of this model, or a text to compute it from",
+        )
+
+
+def _values(path: Path) -> dict[str, int]:
+    """How many values a matrix has for each tensor that it knows."""
+    with path.open("rb") as file:
+        is_gguf = file.read(len(MAGIC)) == MAGIC
+    if not is_gguf:
+        return {name: len(values) for name, values in tensor_errors.weights(path).items()}
+    shapes = dict[str, list[int]]()
+    gguf.read(path, shapes)
+    sums = tensor_errors.SUMS
+    return {n.removesuffix(sums): math.prod(v) for n, v in shapes.items() if n.endswith(sums)}
+
+
+def _layers(names: Iterable[str]) -> set[str]:
+    """The layers that the names of tensors count."""
+    return {match[0] for name in names if (match := LAYER.search(name))}
 
 
 def _is_older_matrix(path: Path) -> bool:
