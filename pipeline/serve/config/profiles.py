@@ -146,7 +146,8 @@ class ProfileReader(Struct, kw_only=True):
         if name == "api-key-file":
             self.server.pop("api-key", None)
             text = str(absolute(text))
-        self.put(name, int(text) if WHOLE.fullmatch(text) else text, place)
+        is_number = WHOLE.fullmatch(text) and "cpu-mask" not in name  # 11 is hexadecimal there
+        self.put(name, int(text) if is_number else text, place)
 
     def validate(self, table: Any) -> None:
         """Read the profile's table. A key without a value counts as one that is not there."""

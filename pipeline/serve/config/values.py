@@ -24,7 +24,40 @@ WHOLE_HINTS = ("N", "SEED", "INDEX", "PORT", "SECONDS", "INT", "COUNT", "START E
 DECIMAL_HINTS = ("P", "L", "SIMILARITY", "FLOAT")
 LISTS = {"N0": False, "P0": False, "MiB0": True}  # of decimals, or of whole numbers
 JSON = ("JSON", "SCHEMA")
+JSON_OPTIONS = ("chat-template-kwargs",)  # whose hint does not say so
 WORDS = re.compile(r"[a-z][a-z\d-]*(,[a-z][a-z\d-]*)+")  # a hint that lists what may be combined
+
+# Forms by hint, as llama-server's parsers read them: it ends at another one, or leaves it out.
+NUMBER = r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+PROCESSOR = r"([0-9]|[1-9][0-9]|[1-4][0-9]{2}|50[0-9]|51[01])"
+METADATA = rf"int:[+-]?\d+|float:[+-]?{NUMBER}|bool:(true|false)|str:.{{0,127}}"
+FORMS = {
+    "TOKEN_ID(+/-)BIAS": (
+        rf"\d+ *[+-] *({NUMBER}|inf)",
+        'the number of a token and its bias, such as "15043+1" or "15043-inf"',
+    ),
+    "KEY=TYPE:VALUE,...": (
+        rf"([^=,]{{1,127}}=({METADATA}))(,[^=,]{{1,127}}=({METADATA}))*|.*\".*",
+        "KEY=TYPE:VALUE, with int, float, bool or str as the type, such as "
+        '"tokenizer.ggml.add_bos_token=bool:false"',
+    ),
+    "<tensor name pattern>=<buffer type>,...": (
+        "[^=,]+=[^,]+(,[^=,]+=[^,]+)*",
+        'PATTERN=BUFFER, with commas between them, such as "exps=CPU"',
+    ),
+    "lo-hi": (
+        f"{PROCESSOR}?-{PROCESSOR}?",
+        'the first and the last processor, from 0 to 511, such as "0-7"',
+    ),
+    "M": (
+        "(0x)?[0-9a-fA-F]{1,128}",
+        'a mask in hexadecimal, as a text in quotes, such as "ff" for the first eight processors',
+    ),
+    "SEQUENCE": ("[edskypmxtia]+", 'letters that stand for samplers, such as "edskypmxt"'),
+    "<user>/<model>[:quant]": ("[^/\\s]+/[^/\\s]+", "OWNER/MODEL, perhaps with :QUANT behind it"),
+}
+SAMPLERS = "dry top_k top_p top_n_sigma typ_p min_p temperature xtc infill penalties adaptive_p"
+OTHER_SAMPLERS = ("nucleus", "temp", "typ")
 
 # Decimals whose help shows no default that looks like one.
 DECIMALS = {"rope-scale", "rope-freq-base", "rope-freq-scale", "defrag-thold"}
@@ -94,12 +127,24 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
         near = did_you_mean(text, flag.choices)
         raise ValueError(f"one of {', '.join(flag.choices)}{near}")
     hint = flag.value if flag else "N" if names & RANGES.keys() else ""
-    if hint in JSON:
+    if hint in JSON or names.intersection(JSON_OPTIONS):
         _json(text)
     elif hint in DECIMAL_HINTS or (hint == "N" and _is_decimal(names, flag)):
         _decimal(text, names)
     elif hint in WHOLE_HINTS:
         return _whole(value, names, reads_units=hint == "COUNT")
+    else:
+        _check_form(value, hint)
+    return value
+
+
+def _check_form(value: Scalar, hint: str) -> None:
+    """Raise ValueError where the value is not what its hint stands for."""
+    text = str(value)
+    if hint in FORMS:
+        _formed(value, *FORMS[hint])
+    elif hint == "SAMPLERS":
+        _samplers(text)
     elif between := re.fullmatch(r"<(\d+)\.\.\.(\d+)>", hint):
         _within(text, int(between[1]), int(between[2]))
     elif WORDS.fullmatch(hint):
@@ -108,7 +153,6 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
         check: Callable[[str], object] = _within if LISTS[first] else _decimal
         for part in re.split("[,/]", text):
             check(part.strip())
-    return value
 
 
 def _each_of(text: str, words: list[str]) -> None:
@@ -117,6 +161,24 @@ def _each_of(text: str, words: list[str]) -> None:
         if part not in words:
             near = did_you_mean(part, words)
             raise ValueError(f"one or more of {', '.join(words)}, with commas between them{near}")
+
+
+def _formed(value: Scalar, form: str, allowed: str) -> None:
+    """Raise ValueError where the value is not of this form. A number such as 0xff was written in
+    another base than that in which it would be passed on."""
+    if not isinstance(value, str) or not re.fullmatch(form, value, re.A | re.S):
+        raise ValueError(allowed)
+
+
+def _samplers(text: str) -> None:
+    """Raise ValueError where a part between semicolons is no sampler: llama-server leaves it out,
+    so that of names with commas between them none is used."""
+    known = SAMPLERS.split()
+    plain = {each.replace("_", "") for each in (*known, *OTHER_SAMPLERS)}
+    for part in filter(None, text.split(";")):
+        if part.lower().replace("-", "").replace("_", "") not in plain:
+            near = did_you_mean(part, known)
+            raise ValueError(f"one or more of {', '.join(known)}, with ; between them{near}")
 
 
 def whole(text: str) -> int:

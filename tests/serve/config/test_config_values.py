@@ -252,6 +252,48 @@ def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() 
 
 
 @pytest.mark.build
+@pytest.mark.parametrize(
+    ("option", "right", "wrong_ones"),
+    [
+        ("logit-bias", ["15043+1", "15043-0.5", "2-inf", "7 + 1e3"], ["abc", "15043=1", "x+1", 5]),
+        (
+            "override-kv",
+            ["a.b=bool:false", "a=int:-1,b=float:1.5", "a=str:x y", 'a=str:"x,y"'],
+            ["a", "a=3", "a=int:x", "a=bool:yes", "a=integer:3", "a=bool:true,b"],
+        ),
+        ("override-tensor", ["exps=CPU", r"blk\.[0-9]+\.ffn=CPU,x=CUDA0"], ["exps", "a=CPU,b"]),
+        ("cpu-range", ["0-7", "-7", "3-", "0-511"], ["3", "a-b", "0-512", "0-1-2"]),
+        ("cpu-mask", ["ff", "0xFF", "11"], ["zz", "", 255]),
+        ("samplers", ["top_k;min-p;temp", "TopK"], ["top_k,top_p", "top_k;warm"]),
+        ("sampler-seq", ["kpm"], ["kpz", ""]),
+        ("hf-repo", ["org/model", "org/model:Q4_K_M"], ["model", "https://hub/org/model", ""]),
+        ("chat-template-kwargs", ['{"a": false}'], ["{'a': false}", "a"]),
+    ],
+)
+def test_a_form_that_the_real_program_reads(
+    built: Path, option: str, right: list[str], wrong_ones: list[str | int]
+) -> None:
+    from pipeline.core.process import capture
+    from pipeline.serve.config import values
+
+    (server,) = built.glob("linux-*-cpu/llama-server")
+    flags = parse_help(capture([server, "--help"]) or "")
+    for text in right:
+        assert values.read(option, flags[option], text) == text
+    for value in wrong_ones:
+        with pytest.raises(ValueError):
+            values.read(option, flags[option], value)
+
+
+def test_a_mask_that_is_typed_beside_a_profile_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").touch()
+    text = "profiles:\n  chat:\n    llamacpp:\n      gguf_path: x.gguf\n"
+    variables = {"server.cpu_mask": "11"}
+    profile = load_profile(written(tmp_path, text, "p.yaml"), "chat", {}, variables)
+    assert profile.specs[0].server["cpu-mask"] == "11"
+
+
+@pytest.mark.build
 def test_the_kinds_of_the_real_program(built: Path) -> None:
     """Each option that takes a number says so in its help, and its default is one of them."""
     import re
