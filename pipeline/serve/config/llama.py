@@ -36,6 +36,8 @@ FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hi
 SCALED = "FNAME:SCALE,..."
 # Without a number of its own it has that of the other option.
 FOLLOWS = {"threads-batch": ("threads",)}
+# With these it prints something and ends.
+PRINTING = ("help", "version", "cache-list", "completion-bash", "list-devices")
 # These need not be there, or are checked elsewhere.
 WRITTEN = ("log-file", "log-prompts-dir", "lookup-cache-dynamic", "hf-file", "api-key-file")
 
@@ -128,6 +130,7 @@ def errors(
         yield from _model_errors(spec)
     if resolved.flags and RPC not in {*resolved.flags, *spec.server} and resolved.has(RPC):
         yield spec.line("server.extra-args", f": --{RPC}{NO_RPC}")
+    yield from _prints_only(resolved)
     yield from _options_in_environment(resolved)
     yield from _half_of_tls(resolved)
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
@@ -147,6 +150,17 @@ def errors(
             why = _not_whole(path)
         if why:
             yield spec.line(f"server.{name}", f" = {text}: {why}")
+
+
+def _prints_only(resolved: ResolvedOptions) -> Iterator[str]:
+    """The error of an option with which nothing is served."""
+    spec = resolved.spec
+    for name in PRINTING:
+        if name in resolved.flags and resolved.is_on(name):
+            names = resolved.flags[name].names
+            key = next((key for key in spec.server if f"--{key}" in names), "extra-args")
+            why = f": with --{name} llama-server prints something and ends; leave it out"
+            yield spec.line(f"server.{key}", why)
 
 
 def _options_in_environment(resolved: ResolvedOptions) -> Iterator[str]:

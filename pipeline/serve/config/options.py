@@ -39,6 +39,7 @@ NO_RPC = (
 )
 MODEL_KEYS = ("ref", "quant", "revision", "filename")  # of the model table; others: control
 VARIABLES = {"ref": "model"}  # where the command line calls it otherwise
+NAME = re.compile(r"[a-z0-9][\w-]*", re.ASCII | re.I)
 TOGETHER = re.compile(r"(--?[A-Za-z][\w-]*)\s.*", re.ASCII | re.DOTALL)
 SECRETS = ("--api-key", "--hf-token", "-hft")  # `api_keys` says what to write instead
 SEVERAL = " ..."  # vLLM: it takes all words up to the next option
@@ -326,7 +327,7 @@ def is_passed_on(resolved: ResolvedOptions, name: str) -> bool:
     """Whether an unknown option may be another vLLM version's: no typo, and not llama-server's."""
     name = name.partition(".")[0]
     flags, others = resolved.flags, resolved.others
-    if others is None or name in flags or name in others:
+    if others is None or name in flags or name in others or not NAME.fullmatch(name):
         return False
     return synonyms.option(name, VLLM) is None and not did_you_mean(name, list(flags))
 

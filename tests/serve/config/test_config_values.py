@@ -253,6 +253,38 @@ def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() 
 
 @pytest.mark.build
 @pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("usage = true", "usage: with --help llama-server prints something and ends; leave it out"),
+        ("list_devices = true", "list_devices: with --list-devices llama-server prints something"),
+        ("extra_args = ['-h']", "extra_args: with --help llama-server prints something and ends"),
+        ("version = false", ""),
+    ],
+)
+def test_an_option_with_which_nothing_is_served(
+    built: Path, tmp_path: Path, text: str, why: str
+) -> None:
+    from pipeline.core.process import capture
+    from pipeline.serve.config.toml_form import load
+
+    (server,) = built.glob("linux-*-cpu/llama-server")
+    flags = parse_help(capture([server, "--help"]) or "")
+    configuration = load(written(tmp_path, SERVER + text))
+    try:
+        checks.check(configuration, server=server, flags=flags, environ={})
+        found = ""
+    except UsageError as error:
+        found = error.message.removeprefix("models.toml: instance.chat.server.")
+    assert found.startswith(why) and bool(found) == bool(why)
+
+
+def test_a_name_that_is_none_is_not_passed_on_to_vllm(tmp_path: Path) -> None:
+    assert wrong(tmp_path, f"{VLLM}'' = 5").endswith(" has no --")
+    assert "has no --a b" in wrong(tmp_path, f"{VLLM}'a b' = 5")
+
+
+@pytest.mark.build
+@pytest.mark.parametrize(
     ("option", "right", "wrong_ones"),
     [
         ("logit-bias", ["15043+1", "15043-0.5", "2-inf", "7 + 1e3"], ["abc", "15043=1", "x+1", 5]),
