@@ -41,6 +41,12 @@ ALLOWED = {
     "value_error": "{error}",  # of our own validators
 }
 
+# What is often meant by a value in place of the table at `instance` and at `instance.NAME`.
+WHERE = {
+    1: "; each instance is a table of its own, such as [instance.chat.server]",
+    2: "; options of all instances go below [instance.server]",
+}
+
 
 def dotted(path: Keys) -> str:
     """The path as it is written in the file: a part with a dot is quoted."""
@@ -73,13 +79,16 @@ def validated(
     """`table` as a `kind`; each error is added with its path, and left out of the result."""
     from pydantic import ValidationError
 
+    left_out: set[Keys] = set()
     while True:  # each round leaves out what was wrong, so the next one finds less
         try:
             return kind.model_validate(table)
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 path = tuple(details["loc"])
-                add_error(path, _text(details, path))
+                if path not in left_out:  # it is missing only now
+                    add_error(path, _text(details, path))
+                left_out.add(path)
                 _leave_out(table, path[:-1] if details["type"] == "missing" else path)
 
 
@@ -91,6 +100,8 @@ def _text(details: ErrorDetails, path: Keys) -> str:
         return f": there is no such key{near or '; the keys are ' + ', '.join(allowed)}"
     known_text = ALLOWED.get(details["type"])
     text = known_text.format(**details.get("ctx", {})) if known_text else details["msg"]
+    if details["type"] == "model_type" and path[0] == "instance":
+        text += WHERE.get(len(path), "")
     silent = isinstance(details["input"], dict) or any(part in SECRETS for part in path[-1:])
     value = "" if silent else f" = {shown(details['input'])}"
     near = ""

@@ -71,15 +71,18 @@ def toml(file: Path) -> dict[str, Any]:
         return bounded(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
-        raise UsageError(f"{file}: {at}: is no TOML: {why}", _hint(text, at)) from None
+        raise UsageError(f"{file}: {at}: is no TOML: {why}", _hint(text, at, why)) from None
     except ValueError:  # Python limits how many digits it reads
         raise UsageError(f"{file}: {TOO_LARGE}") from None
     except RecursionError:
         raise UsageError(f"{file}: {TOO_DEEP}") from None
 
 
-def _hint(text: str, at: str) -> str:
-    """What is often meant by a line that is no TOML; `at` says which one it is."""
+def _hint(text: str, at: str, why: str) -> str:
+    """What is often meant by a line that is no TOML; `at` says which one it is, `why` what is wrong
+    with it."""
+    if why.startswith(("Cannot overwrite", "Cannot declare", "Duplicate")):
+        return "a key or a table of this name is given before; write one of them"
     number = re.match(r"line (\d+)", at)
     line = text.split("\n")[int(number[1]) - 1] if number else ""
     if re.search(r'"[^"]*\\', line):
@@ -88,6 +91,12 @@ def _hint(text: str, at: str) -> str:
         )
     if re.search(r"=\s*(true|false|yes|no|on|off)\s*(#|$)", line, re.IGNORECASE):
         return "a switch is true or false, in lower case"
+    if re.match(r"\s*[\w.-]+\s*:", line):
+        return "a value follows =, not a colon; a YAML registry is read with profile=NAME"
+    if re.search(r",\s*(#|$)", line):
+        return "a line ends without a comma, unless a list goes on"
+    if re.search(r"=\s*[\w~./$-][^\"']*$", line):
+        return 'a text is written in quotes: key = "text"'
     if re.search("[\u2018\u2019\u201c\u201d\u00a0]", line):
         return "it has quotes or spaces of a text program; type them anew"
     return "configs/ has examples"

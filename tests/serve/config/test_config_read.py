@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from config_tools import read, written, wrong
+from config_tools import checked, read, written, wrong
 
 from pipeline.core.errors import UsageError
 from pipeline.serve.config import sources
@@ -405,6 +405,13 @@ class TestTexts:
             ("x = True # on", "a switch is true or false, in lower case"),
             ("x = \u201ca\u201d", "it has quotes or spaces of a text program"),
             ("x = [", "configs/ has examples"),
+            ("y = true", "a key or a table of this name is given before"),
+            ("x = {a = 1, a = 2}", "a key or a table of this name is given before"),
+            ("model = /models/m.gguf", "a text is written in quotes"),
+            ("memory = 20GiB", "a text is written in quotes"),
+            ("host = 0.0.0.0 # all", "a text is written in quotes"),
+            ("port = 80,", "a line ends without a comma"),
+            ("port: 80", "a value follows =, not a colon"),
         ],
     )
     def test_what_is_often_meant(self, tmp_path: Path, line: str, hint: str) -> None:
@@ -413,6 +420,16 @@ class TestTexts:
         with pytest.raises(UsageError, match=r"line 2|is no TOML") as caught:
             load(file)
         assert caught.value.hint.startswith(hint)
+
+    def test_a_value_where_an_instance_is_expected(self, tmp_path: Path) -> None:
+        where = "models.toml: instance.port = 8080: must be a table; options of all instances go"
+        assert checked(tmp_path, "[instance]\nport = 8080")[0].startswith(where)
+        (line,) = checked(tmp_path, "[[instance]]\nname = 'a'")
+        assert line.endswith("each instance is a table of its own, such as [instance.chat.server]")
+
+    def test_a_wrong_value_is_not_missing_too(self, tmp_path: Path) -> None:
+        (line,) = checked(tmp_path, "[instance.chat.model]\nref = ''")
+        assert line == 'models.toml: instance.chat.model.ref = "": must not be empty'
 
     def test_a_byte_order_mark_and_windows_lines(self, tmp_path: Path) -> None:
         file = tmp_path / "models.toml"
