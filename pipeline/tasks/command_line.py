@@ -29,6 +29,7 @@ OF_TASKS = ("list", "help", "run", "clean", "forget", "info", "ignore", "strace"
 SERVER = "server."
 ANY_OPTION = Variable(f"{SERVER}NAME", str, "any other option of llama-server, `_` for `-`")
 
+HELP = ("-h", "--help")
 # What users of other tools type, and its name here.
 TASKS_ELSEWHERE = {
     **{"pull": "prepare", "download": "fetch", "start": "up", "stop": "down", "status": "ps"},
@@ -49,6 +50,10 @@ def understood(words: Sequence[str], *, is_plain: bool = False) -> list[str]:
         raise UsageError("a word of the command line is empty", "leave it out")
     first = next((word for word in own if not word.startswith("-") and "=" not in word), "")
     command = first if first in COMMANDS else "run" if is_plain else ""
+    if {*HELP}.intersection(own) and first in {step.name for step in PUBLIC}:
+        return ["help", first]
+    if WITH_WORDS.isdisjoint(own) and command in ("", "run"):
+        _require_whole(own)
     return [*_words(own, command), *words[end:]]
 
 
@@ -87,6 +92,18 @@ def _words(own: list[str], command: str) -> list[str]:
     _require_one_value(word for word in others if "=" in word)
     first = [command] if command in own else []
     return [*first, *dashed, *others]
+
+
+def _require_whole(words: list[str]) -> None:
+    """Raise UsageError where a space stands beside the = of a variable."""
+    tasks = {step.name for step in STEPS}
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        name, value = (before, word[1:] or after) if word[0] == "=" else (word[:-1], after)
+        is_open = word.find("=") == len(word) - 1 and after and "=" not in after
+        is_value = after[:1] != "-" and after.partition(":")[0] not in tasks
+        if word[0] == "=" or (is_open and is_value):
+            whole = f"{name or 'NAME'}={value or 'VALUE'}"
+            raise UsageError(f"{word}: a space stands beside the =", f"write {whole}")
 
 
 def _require_one_value(words: Iterable[str]) -> None:

@@ -90,6 +90,9 @@ def test_options_are_variables(line: str, same: str) -> None:
         ("clean --port", "--port: needs a value"),
         ("serve port=1 model=demo port=2", "port=1 and port=2 contradict each other"),
         ("serve --port 1 port=2", "port=1 and port=2 contradict each other"),
+        ("serve port = 8080", "=: a space stands beside the =\n.*write port=8080"),
+        ("serve port =8080 model=demo", "=8080: a space stands beside the =\n.*write port=8080"),
+        ("serve port= 8080", "port=: a space stands beside the =\n.*write port=8080"),
         ("serve server.top_k=1 --server.top-k 2", "server.top-k=1 and server.top-k=2 contradict"),
     ],
 )
@@ -97,6 +100,20 @@ def test_mistakes_are_answered_by_what_there_is(line: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         understood(line)
     assert re.search(said, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("plan --help", "help plan"),
+        ("serve model=demo -h", "help serve"),
+        ("serve alias= model=demo", "serve alias= model=demo"),
+        ("prepare alias= plan", "prepare alias= plan"),
+        ("claude -- --help", "claude -- --help"),
+    ],
+)
+def test_help_and_empty_values(line: str, same: str) -> None:
+    assert understood(line) == same.split()
 
 
 def test_an_empty_word() -> None:
