@@ -19,7 +19,7 @@ from pipeline.serve.server import LLAMA_CPP, VLLM, Control
 from . import messages, sources, synonyms, yaml_form
 from .configuration import Configuration, InstanceSpec, Value, beside, projector_of, wrong_name
 from .messages import Keys, dotted, shown
-from .named import CARDS, OF_PROFILES, unknown_overrides
+from .named import CARDS, OF_PROFILES, PROFILE, unknown_overrides
 from .profile_tables import Profile, Registry, Tuning
 from .tables import GatewayTable, Master, gpu_ids
 from .toml_form import option
@@ -61,8 +61,10 @@ def load_profile(
     read = yaml_form.read(file)
     tables = _tables(file.name, read.content)
     if name not in tables:
+        from_environment = environ.get(PROFILE, "").strip() == name
+        where = f"{PROFILE}={name}: " if from_environment else ""
         raise UsageError(
-            f"{file.name}: there is no profile {name}{did_you_mean(name, list(tables))}",
+            f"{where}{file.name}: there is no profile {name}{did_you_mean(name, list(tables))}",
             f"it has {', '.join(tables) or 'none'}",
         )
     reader = ProfileReader(label=file.name, name=name, folder=file.parent, read=read)
@@ -205,6 +207,7 @@ class ProfileReader(Struct, kw_only=True):
                 self.put(option(key), value, place)
             elif isinstance(value, list):
                 extra_args = tuple(map(str, value))
+                self.places["server.extra-args"] = place
             else:
                 self.errors.append(f"{place} = {shown(value)}: must be a list")
         return extra_args

@@ -80,6 +80,8 @@ class TestThreeErrors:
         ) as caught:
             load_profile(file, "caht", {})
         assert caught.value.hint == "it has chat, coder"
+        with pytest.raises(UsageError, match=r"^LLM_PROFILE_NAME=caht: llm_profiles\.yaml: "):
+            load_profile(file, "caht", {"LLM_PROFILE_NAME": "caht "})
 
 
 # Each table merges the one before twice.

@@ -162,6 +162,10 @@ class TestOfAProfile:
             ("alias: 007", "line 5: 007 would be read as 7"),
             ("port: 1:30", "line 5: 1:30 would be read as 90"),
             (f"port: 0x{'f' * 4000}", f"line 5: 0x{'f' * 38}…: is too long for a number"),
+            (
+                "extra_args: ['--temp 1']",
+                "line 5: profiles.chat.llamacpp.extra_args: --temp and its value are one text",
+            ),
             ("temp: .nan", "line 5: profiles.chat.llamacpp.temp = nan: must be a number"),
             ("host: 127.0.0.1:80", 'line 5: profiles.chat.llamacpp.host = "127.0.0.1:80": must be'),
         ],
