@@ -144,6 +144,8 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     if requested.besides:
         here = configuration.label
         note(f"{requested.besides} names another file, which is not read; using {here}")
+    for variable in servers.unread_overrides:
+        note(f"{variable} is set, and not read here; this file takes {servers.overrides}")
     errors = [
         *servers.errors,
         *servers.misplaced(has_gateway=True),

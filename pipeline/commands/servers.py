@@ -79,8 +79,9 @@ class Servers:
         except PipelineError as error:
             self._error = error
         # There may be keys in it: no server inherits them.
-        set_ones = [name for name in OVERRIDES.values() if os.environ.pop(name, "").strip()]
+        set_ones = tuple(name for name in OVERRIDES.values() if os.environ.pop(name, "").strip())
         self.is_overridden = ", ".join(set_ones)
+        self.set_overrides = set_ones
 
     @property
     def configuration(self) -> Configuration:
@@ -97,16 +98,33 @@ class Servers:
         engine = {"engine": requested.engine} if requested.engine else {}
         return {**self.variables, **named, **engine}
 
+    @property
+    def overrides(self) -> str:
+        """The variable that is merged over the file; empty for a profile."""
+        engine = self.requested.engine if self.requested.engine in CONFIGS else LLAMA_CPP
+        return OVERRIDES[engine] if self.requested.config else ""
+
+    @property
+    def unread_overrides(self) -> list[str]:
+        """The variables that would override servers of this file, were it read as one of theirs."""
+        if not self.requested.config:
+            return []
+        engines = {spec.engine for spec in self.configuration.specs}
+        names = (name for engine, name in OVERRIDES.items() if engine in engines)
+        return [name for name in names if name in self.set_overrides and name != self.overrides]
+
     def _read(self) -> Configuration:
         requested = self.requested
         if requested.config:
-            engine = requested.engine if requested.engine in CONFIGS else ""
-            variable = OVERRIDES[engine or LLAMA_CPP]
+            file = Path(requested.config)
+            if requested.variable and not file.exists():
+                why = f"{requested.variable}={file}: there is no such file"
+                raise UsageError(why, f"name one that is there, or unset {requested.variable}")
             return toml_form.load(
-                Path(requested.config),
-                engine=engine,
-                overrides=os.environ.get(variable, ""),
-                where=variable,
+                file,
+                engine=requested.engine if requested.engine in CONFIGS else "",
+                overrides=os.environ.get(self.overrides, ""),
+                where=self.overrides,
                 stored=lambda written: stored_instances(self.home, self.at, written),
             )
         own = {

@@ -17,6 +17,7 @@ class ServersRequest(FileVariables):
     """What the command line says about servers of a file; `config` is an absolute path."""
 
     registry: str = ""  # of the profile: an absolute path
+    variable: str = ""  # of the environment, where that names the file
     besides: str = ""  # a variable of the environment that names another file
 
     @property
@@ -32,9 +33,9 @@ def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) ->
     named = [name for name in ("config", "profile", *MODEL_NAMES) if name in values]
     if len(named) > 1 and named[0] not in MODEL_NAMES:
         raise UsageError(f"{named[0]}= and {named[1]}= contradict each other", "leave one out")
-    besides = ""
+    variable = besides = ""
     if not named:
-        config, engine, besides = _configured(engine, environ)
+        config, engine, variable, besides = _configured(engine, environ)
         profile = "" if config else environ.get(PROFILE, "").strip()
     return fill(
         ServersRequest,
@@ -43,17 +44,18 @@ def servers_request(values: Mapping[str, object], environ: Mapping[str, str]) ->
         profile=profile,
         registry=registry(environ) if profile else "",
         engine=engine,
+        variable=variable,
         besides=besides,
     )
 
 
-def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str]:
+def _configured(engine: str, environ: Mapping[str, str]) -> tuple[str, str, str, str]:
     """The file that the environment names for the engine, or for the first engine that has one; its
-    engine, and the variable that names another file, which is not read."""
+    engine, its variable, and the one that names another file, which is not read."""
     files = {key: environ.get(name, "").strip() for key, name in CONFIGS.items()}
     fit = [key for key in CONFIGS if engine in ("", key, LITELLM, ROUTER) and files[key]]
     if not fit:
-        return "", engine, ""
+        return "", engine, "", ""
     first, *others = fit
     besides = "".join(CONFIGS[key] for key in others if files[key] != files[first])
-    return files[first], engine or (VLLM if first == VLLM else ""), besides
+    return files[first], engine or (VLLM if first == VLLM else ""), CONFIGS[first], besides

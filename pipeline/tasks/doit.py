@@ -33,6 +33,7 @@ from pipeline.core.environment import FOREIGN_MODULES, launch_settings, place
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
 from pipeline.core.sandbox import SWITCH, is_off
 from pipeline.core.store import publish
+from pipeline.serve.config.named import misspelled
 from pipeline.serve.server import OFF
 
 from . import completion, reference
@@ -63,6 +64,8 @@ def session() -> Session:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
+    for line in misspelled(os.environ):
+        log.info(line)
     words, steps = typed()
     try:
         requested = request(words, by_name="remove" in steps)

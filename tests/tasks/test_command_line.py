@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -10,7 +12,8 @@ from conftest import REPOSITORY
 from pipeline.commands.request import elsewhere
 from pipeline.commands.variables import GROUPS, TABLE
 from pipeline.core.errors import UsageError
-from pipeline.serve.config import synonyms
+from pipeline.deploy import boot
+from pipeline.serve.config import named, synonyms
 from pipeline.tasks import command_line, reference
 from pipeline.tasks.step import Step
 from pipeline.tasks.table import STEPS
@@ -162,6 +165,39 @@ def test_as_users_type_it() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell's pipe")
+def test_variables_of_the_environment_that_are_not_read_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "mixed.toml"
+    file.write_text("[instance.a.control]\nengine = 'vllm'\n[instance.a.server]\nmodel = 'o/x'")
+    overrides = '{"instance": {"a": {"server": {"port": 8123}}}}'
+    env = {**os.environ, "AUTO_INFER_VLLM_OVERRIDES": overrides, "LLM_PROFILE": "chat"}
+    env.pop("AUTO_INFER_VLLM_CONFIG", None)
+    said = doitw("plan", f"config={file}", env=env)
+    both = said.stdout + said.stderr
+    assert "LLM_PROFILE is set, and not read; did you mean LLM_PROFILE_NAME?" in both
+    why = "AUTO_INFER_VLLM_OVERRIDES is set, and not read here; this file takes AUTO_INFER_LLAMA"
+    assert why in both
+    env = {**os.environ, "AUTO_INFER_LLAMA_CPP_CONFIG": str(tmp_path / "gone.toml")}
+    said = doitw("plan", env=env)
+    assert "AUTO_INFER_LLAMA_CPP_CONFIG=" in said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LLM_PROFILES_CONFIG", "LLM_PROFILES_CONFIG_PATH"),
+        ("AUTO_INFER_LLAMACPP_CONFIG", "AUTO_INFER_LLAMA_CPP_CONFIG"),
+        ("LLAMA_PIPELINE_HOM", "LLAMA_PIPELINE_HOME"),
+        ("LLAMA_PIPELINE_KEY_CHAT_1A", ""),
+        ("LLM_API_KEY", ""),
+        *((start + end, "") for start, ends in named.READ.items() for end in ends),
+        *((variable, "") for variable in (*boot.FILES, *boot.FILES.values())),
+    ],
+)
+def test_a_variable_that_is_almost_one_that_is_read(name: str, meant: str) -> None:
+    lines = [f"{name} is set, and not read; did you mean {meant}?"] if meant else []
+    assert named.misspelled({name: "x"}) == lines
+
+
 def test_a_reader_that_has_enough_is_no_error() -> None:
     line = (
         f"'{sys.executable}' -m pipeline list --all --template '{{name}}{'x' * 9000}\n' | head -1"

@@ -26,6 +26,17 @@ OF_PROFILES = {
 CARDS = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 PROFILE = "LLM_PROFILE_NAME"
 REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.yaml"
+OVERRIDE = re.compile(r"(LLAMA_?CPP|VLLM|CUDA|AUTO_INFER)_\w*OVERRIDES?")
+# All that users set, by what each begins with.
+READ = {
+    "LLM_PROFILE": ("_NAME", "S_CONFIG_PATH"),
+    "LLAMA_PIPELINE_": ("HOME", "CACHE", "SANDBOX", "CWD", "COMMAND", "PROGRESS", "FLEET"),
+    "AUTO_INFER_": (
+        *("LLAMA_CPP_CONFIG", "LLAMA_CPP_OVERRIDES", "LLAMA_CPP_ON_BOOT"),
+        *("LLAMA_CPP_GET_PKG_ON_BOOT", "LLAMA_CPP_PKG_PATH"),
+        *("VLLM_CONFIG", "VLLM_OVERRIDES", "VLLM_ON_BOOT"),
+    ),
+}
 MOUNTED_REGISTRY = Path("/app/config/llm_profiles.yaml")  # where containers are given theirs
 
 
@@ -43,12 +54,24 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> str:
     return f"{registry(environ)}#{profile}"
 
 
+def misspelled(environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable that is almost one of those that are read here."""
+    lines = []
+    for name in sorted(environ):
+        for start, ends in READ.items():
+            end = name.removeprefix(start)
+            if name.startswith(start) and end not in ends and not OVERRIDE.fullmatch(name):
+                near = did_you_mean(end or "_NAME", ends)  # LLM_PROFILE
+                near = near.replace(" mean ", f" mean {start}")
+                lines += [f"{name} is set, and not read{near}"] if near else []
+    return lines
+
+
 def unknown_overrides(environ: Mapping[str, str]) -> list[str]:
     """The errors of variables that look like overrides, and are none."""
     known = [*OF_PROFILES, CARDS, *OVERRIDES.values()]
-    looks = re.compile(r"(LLAMA_?CPP|VLLM|CUDA|AUTO_INFER)_\w*OVERRIDES?")
     return [
         f"{name}: there is no such override{did_you_mean(name, known)}"
         for name, text in environ.items()
-        if looks.fullmatch(name) and name not in known and text.strip()
+        if OVERRIDE.fullmatch(name) and name not in known and text.strip()
     ]
