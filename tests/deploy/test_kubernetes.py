@@ -401,6 +401,13 @@ def test_variables_of_the_file(write: Writer, engine: str) -> None:
     assert found["SAID"] == "a $$(HOME)" and found["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_a_credential_that_gets_into_a_manifest_is_named(write: Writer) -> None:
+    env = "env = {HF_TOKEN = 'hf_x', OMP_NUM_THREADS = 4}\n"
+    said = write(f"[instance.chat.control]\ngpu_ids = 'none'\n{env}{CHAT}")
+    (line,) = [line for line in said.splitlines() if "can be read in the manifest" in line]
+    assert line.startswith("warning: ") and "instance.chat.control.env: HF_TOKEN can be" in line
+
+
 @pytest.mark.parametrize(
     ("text", "more", "line"),
     [

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from msgspec import Struct
 from msgspec.structs import replace
 
+from pipeline.core.environment import is_credential
 from pipeline.core.text import plural
 from pipeline.models import gguf
 from pipeline.models.reference import exists
@@ -224,6 +225,10 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
             adapted.errors.append(spec.line(f"server.{name}", why))
         elif name not in OURS:
             server[name] = with_paths(name, value, partial(adapted.in_pod, name))
+    for name, text in spec.control.env.items():
+        if is_credential(name, text):
+            why = f"{name} can be read in the manifest; a patch can take it from a Secret instead"
+            adapted.notes.append("warning: " + spec.line("control.env", f": {why}"))
     if key := str(spec.server.get("api-key-file", "")):
         adapted.key_here = str(beside(folder, key))
     typed = tuple(name for name in spec.typed if name in server)
