@@ -23,10 +23,12 @@ MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64
 
 
 class Compiler(Struct, frozen=True):
-    """A C++ compiler. `version` is the line with which it names itself."""
+    """A C++ compiler. `version` is the line with which it names itself; `words`: what CXX says
+    behind the program, such as the compiler behind a launcher."""
 
     path: str
     version: str
+    words: tuple[str, ...] = ()
 
 
 def platform_tag() -> str:
@@ -77,7 +79,8 @@ def find_compiler() -> Compiler | None:
         version = path and _version_text(path, words, *stat_cache.stamp(Path(path)))
         if path and version:
             # GCC begins with the name it was called by, which is irrelevant
-            return Compiler(path, version.splitlines()[0].removeprefix(name).strip())
+            line = version.splitlines()[0].removeprefix(name).strip()
+            return Compiler(path, line, tuple(chosen[1:]))
     return None
 
 

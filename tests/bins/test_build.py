@@ -484,7 +484,12 @@ def test_without_its_device_nothing_is_published(vulkan: Build) -> None:
 
 @linux
 @pytest.mark.parametrize("openmp", ["OFF", "ON"])
-def test_what_is_portable_takes_its_modules_along(vulkan: Build, openmp: str) -> None:
+@pytest.mark.parametrize("launched", [False, True], ids=["", "launched"])
+def test_what_is_portable_takes_its_modules_along(
+    vulkan: Build, monkeypatch: pytest.MonkeyPatch, openmp: str, launched: bool
+) -> None:
+    if launched:
+        monkeypatch.setenv("CXX", "env g++")
     backend = replace(vulkan.backend, options=(f"-DOPENMP={openmp}",))
     portable = replace(vulkan, portable=True, backend=backend)
     portable.make()

@@ -76,7 +76,8 @@ def test_cxx_in_a_folder_with_a_space_as_cmake_reads_it(
 ) -> None:
     own = program(compilers / "my tools" / "own", "echo own")
     monkeypatch.setenv("CXX", form.format(own, escaped=str(own).replace(" ", "\\ ")))
-    assert platform.find_compiler() == platform.Compiler(str(own), "own")
+    words = ("-flag",) if "-flag" in form else ()
+    assert platform.find_compiler() == platform.Compiler(str(own), "own", words)
     words = probe.tool_commands("linux", os.environ["CXX"])
     assert probe.run_all({"CXX": words["CXX"]})["CXX"].out == "own\n"
 

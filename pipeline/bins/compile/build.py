@@ -67,6 +67,7 @@ PORTABLE_OPTIONS = (
 )
 # ggml loads its backends by name, so no program says that it needs them.
 MODULES = "libggml-*.so"
+OPENMP = ("libgomp.so.1", "libomp.so.5", "libomp.so")  # GCC's, Clang's by its distributor
 
 
 class Build(ProgramSource, frozen=True, kw_only=True):
@@ -257,10 +258,16 @@ def made_files(build: Build) -> Mapping[str, Path]:
 
 def _openmp() -> dict[str, Path]:
     """The compiler's OpenMP library, which small systems do not have."""
-    name, compiler = "libgomp.so.1", platform.find_compiler()
-    answer = compiler and capture([compiler.path, f"-print-file-name={name}"])
-    path = Path(answer.strip()) if answer else Path(name)
-    return {name: path} if path.is_absolute() else {}
+    found: dict[str, Path] = {}
+    compiler = platform.find_compiler()
+    if not compiler:
+        return found
+    for name in OPENMP:
+        answer = capture([compiler.path, *compiler.words, f"-print-file-name={name}"])
+        path = Path((answer or name).strip())
+        if path.is_absolute():  # else it has none
+            found[name] = path
+    return found
 
 
 def _publish(build: Build, recipe: Recipe, seconds: float) -> str:
