@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if do["status"] != 200:
             error = {"error": {"message": "as asked", "type": "some_error", "code": do["status"]}}
-            self.whole(do["status"], json.dumps(error).encode())
+            self.whole(do["status"], (do["reply"] or json.dumps(error)).encode())
         elif do["chunks"]:
             self.events(do["chunks"], do["pause"], do["die_after"], do["reply"])
         elif do["reply"]:

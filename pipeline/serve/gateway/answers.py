@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -36,6 +37,23 @@ def error(refused: Refused, request: Request) -> Response:
         headers["connection"] = "close"
     # Escaped to ASCII: a message may quote what is not valid UTF-8.
     return Response(json.dumps(body), refused.status, headers, "application/json")
+
+
+def in_anthropics_form(status: int, text: bytes) -> bytes:
+    """An instance's error: llama-server has OpenAI's form for every path. That a prompt is too long
+    is said as Anthropic's API does, or its clients do not compact the conversation."""
+    try:
+        document = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    error = document.get("error")
+    if document.get("type") == "error" or not isinstance(error, dict):
+        return text
+    message = str(error.get("message") or "")
+    if error.get("type") == "exceed_context_size_error":
+        counts = "{} tokens > {} maximum".format(error.get("n_prompt_tokens"), error.get("n_ctx"))
+        message = f"prompt is too long: {counts}"
+    return json.dumps(error_body(status, message, None, anthropic=True)).encode()
 
 
 def utc(seconds: float) -> str:

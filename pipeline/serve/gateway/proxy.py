@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 from pipeline.core import log
 from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 
+from . import answers
 from .connection import Connection
 from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
@@ -41,6 +42,8 @@ LOOK_SECONDS = 0.25  # between two looks of a request that waits, where no state
 DEAD_SECONDS = 5.0  # a ready server that cannot be reached for so long is dead
 MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
+FIRST_ERROR = 400
+JSON = "application/json"
 
 
 class ForwardedRequest(Struct):
@@ -255,6 +258,9 @@ class Proxy:
         if rename and answer.length is not None:
             await answer.change(partial(rename_document, rename))
             rename = None
+        is_error = answer.status >= FIRST_ERROR and answer.has_type(JSON)
+        if is_error and _is_anthropic(call) and not answer.is_compressed:
+            await answer.change(partial(answers.in_anthropics_form, answer.status))
         self.counters.first_byte(target.name, time.monotonic() - call.began)
         call.status = answer.status
         if not call.stream_began:
@@ -322,10 +328,14 @@ class Proxy:
 
 def _event(call: ForwardedRequest, status: int, message: str) -> bytes:
     """An error as an event of a stream."""
-    anthropic = is_anthropic(call.path, call.request.headers)
+    anthropic = _is_anthropic(call)
     error = error_body(status, message, None, anthropic=anthropic)
     event = "event: error\n" if anthropic else ""
     return f"{event}data: {json.dumps(error)}\n\n".encode()
+
+
+def _is_anthropic(call: ForwardedRequest) -> bool:
+    return not call.server and is_anthropic(call.path, call.request.headers)
 
 
 async def _until_gone(receive: Receive, scope: anyio.CancelScope) -> None:

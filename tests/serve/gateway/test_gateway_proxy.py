@@ -201,6 +201,39 @@ def test_errors_of_an_instance_are_passed_on(here: Site) -> None:
     assert len(here.events("chat", "request")) == 4, "none is repeated"
 
 
+TOO_LONG = {
+    "code": 400,
+    "message": "request (12031 tokens) exceeds the available context size (4096 tokens)",
+    "type": "exceed_context_size_error",
+    "n_prompt_tokens": 12031,
+    "n_ctx": 4096,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (TOO_LONG, "invalid_request_error", "prompt is too long: 12031 tokens > 4096 maximum"),
+        ({"code": 400, "message": "no"}, "invalid_request_error", "no"),
+        ({"code": 503, "message": "busy"}, "api_error", "busy"),
+    ],
+)
+def test_errors_of_an_instance_have_the_form_of_the_clients_api(
+    here: Site, error: dict[str, Any], kind: str, message: str
+) -> None:
+    """llama-server answers Anthropic's paths with errors of OpenAI's form."""
+    here.upstream("chat")
+    here.gateway()
+    do = {"status": error["code"], "reply": json.dumps({"error": error})}
+    answer = here.post("/v1/messages", {"model": "chat", "do": do})
+    assert answer.status_code == error["code"]
+    assert answer.json() == {"type": "error", "error": {"type": kind, "message": message}}
+    assert here.chat("chat", **do).json() == {"error": error}
+    own = json.dumps({"type": "error", "error": {"type": "x", "message": "as it is"}})
+    do = {"status": 400, "reply": own}
+    assert here.post("/v1/messages", {"model": "chat", "do": do}).text == own
+
+
 def test_events_come_one_by_one(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
