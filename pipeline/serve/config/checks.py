@@ -12,7 +12,7 @@ from pipeline.core.text import is_digits
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import api_keys, llama, messages, options, vllm
+from . import api_keys, llama, messages, options, tls, vllm
 from .configuration import Configuration, InstanceSpec
 from .instances import aliases, log_file, program, resolve
 from .options import Address, ResolvedOptions
@@ -82,6 +82,7 @@ def of_server(
     else:
         yield from vllm.errors(resolved, folder)
     yield from api_keys.errors(resolved, folder)
+    yield from tls.errors(resolved, folder)
 
 
 def _errors(

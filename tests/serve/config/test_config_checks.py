@@ -135,7 +135,6 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
         *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
         "chat_template = 'llama3'\nno_jinja = true",
         "no_jinja = false\njinja = true",
-        "ssl_cert_file = 'models.toml'\nssl_key_file = 'models.toml'",
         *("spec_type = 'ngram-mod,draft-simple'", "spec_type = ['none', 'ngram-mod']"),
         "jinja = true\n[instance.server]\nno_jinja = true",
         *("control_vector_layer_range = [1, 5]", "control_vector_layer_range = '1 5'"),
