@@ -174,7 +174,8 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
             note(f"{spec.at('control.replicas')} = {text}: for a cluster; one server runs here")
     for spec in configuration.enabled if cards is None else ():
         if spec.control.gpu_ids not in (None, "all", "none"):
-            note(f"{spec.at('control.gpu_ids')}: cannot be checked: there is no NVIDIA driver here")
+            why = "there is no NVIDIA driver here, or it does not answer"
+            note(f"{spec.at('control.gpu_ids')}: cannot be checked: {why}")
 
 
 def unknown_devices(servers: Servers) -> Iterator[str]:

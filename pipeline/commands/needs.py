@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.bins.binaries import Binaries
 from pipeline.bins.hardware import nvidia
+from pipeline.core import capacity
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.text import size
@@ -101,6 +102,7 @@ def _context(server: Server, trained: int) -> int:
 def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
     """The devices as the file names them, and the bytes on each."""
     has_card = server.gpu_ids != "none" and server.argument("--gpu-layers") != "0"
+    shared = nvidia.shared()
     for row in needed.devices:
         number = re.search(r"(\d+)$", row.name)
         if row.name == memory.UNKNOWN:
@@ -109,6 +111,7 @@ def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
             device = _card(server, int(number[1]))
         else:
             device = "ram"
+        device = "ram" if device in shared else device
         yield device, row.weights + row.context + row.compute
 
 
@@ -130,7 +133,8 @@ def _of_vllm(server: Server) -> Bytes:
         for name in names
         if (slot := int(name.removeprefix("gpu"))) < len(cards)
     }
-    return {"ram": VLLM_RAM, **on_cards}
+    shares = len(nvidia.shared().intersection(names))
+    return {"ram": VLLM_RAM + shares * int(capacity.total() * share), **on_cards}
 
 
 def require_fit(

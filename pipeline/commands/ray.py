@@ -150,7 +150,7 @@ def cluster_servers(
     servers: Servers, configuration: Configuration, options: Options
 ) -> list[ClusterServer]:
     """Each instance as a replica runs it, with what it needs of a node. Raises PipelineError."""
-    has_card = bool(nvidia.find())
+    has_card = bool(nvidia.listed())
     specs = {spec.name: spec for spec in configuration.enabled}
     models = {name: servers.model_of(spec) for name, spec in specs.items() if spec.model}
     check.require_known([*servers.models.values()])
@@ -286,7 +286,7 @@ def run_node(session: Session) -> None:
         )
     token = cluster_token(head == "head")
     python = ray_deploy.environment_of(session.home, request.offline)
-    node = local.here(len(nvidia.find()), ray_deploy.own_resources(session.programs), ip)
+    node = local.here(len(nvidia.listed()), ray_deploy.own_resources(session.programs), ip)
     words = (
         local.head_words(node, local.GCS_PORT, local.DASHBOARD_PORT)
         if head == "head"

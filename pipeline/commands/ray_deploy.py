@@ -96,7 +96,7 @@ def _started(servers: Servers, planned: ClusterPlan, at: str) -> Deployed:
     )
     if at:
         return made
-    cards, custom = len(nvidia.find()), own_resources(servers.programs)
+    cards, custom = len(nvidia.listed()), own_resources(servers.programs)
     node = local.here(cards, custom, cpus=planned.cpus)
     nodes.require_fit(planned.servers, [node])
     python = environment_of(servers.home, servers.request.offline)

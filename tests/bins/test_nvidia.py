@@ -89,6 +89,30 @@ def test_what_it_is_asked_and_what_is_found(programs: Path) -> None:
     assert "--format=csv,noheader,nounits" in asked
 
 
+@posix
+@pytest.mark.parametrize("figures", ["[N/A], [N/A]", "[Not Supported], [Not Supported]"])
+def test_a_card_that_shares_the_memory_of_the_machine_is_counted(
+    programs: Path, figures: str
+) -> None:
+    stand_in(programs, f"echo 'NVIDIA GB10, {figures}'")
+    assert nvidia.count() == 1
+    assert nvidia.find() == []
+    assert [card.name for card in nvidia.listed()] == ["NVIDIA GB10"]
+    assert nvidia.shared() == {"gpu0"}
+
+
+@posix
+def test_how_many_cards_is_not_known_without_an_answer(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nvidia.count() is None
+    stand_in(programs, "echo 'No devices were found'; exit 6")
+    assert nvidia.count() == 0
+    monkeypatch.setattr(nvidia, "SECONDS", 0.2)
+    stand_in(programs, "exec /bin/sleep 20")
+    assert nvidia.count() is None
+
+
 def test_none_without_the_program(programs: Path) -> None:
     assert not list(programs.iterdir())
     assert nvidia.find() == []

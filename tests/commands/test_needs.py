@@ -39,6 +39,19 @@ def test_devices_are_named_by_their_slots() -> None:
     assert by_device(unified) == {"ram": 11}
 
 
+def test_a_card_without_memory_of_its_own_takes_main_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nvidia, "listed", lambda: [Card(name="NVIDIA GB10")])
+    needed = Memory((Device("CUDA0", 10, 2, 1), Device("Host", 3, 0, 1)))
+    assert by_device(needed) == by_device(needed, gpu_ids="0") == {"ram": 17}
+    assert [device.name for device in devices()] == ["ram"]
+    monkeypatch.setattr(capacity, "total", lambda: 100 * GB)
+    words = ("--gpu-memory-utilization", "0.5")
+    server = instance("v", engine="vllm", cmd=words)
+    assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM + 50 * GB}
+
+
 def test_a_formula_lays_all_on_the_card_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     guess = Memory((Device(UNKNOWN, 5, 1, 1),), estimate=True)
     monkeypatch.setattr(nvidia, "find", lambda: CARDS)

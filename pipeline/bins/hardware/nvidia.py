@@ -17,6 +17,8 @@ MEMORY_QUERY = ("--query-gpu=name,memory.total,memory.free", FORM)
 CARD_QUERY = ("--query-gpu=name,compute_cap,driver_version,mig.mode.current,memory.total", FORM)
 OLD_CARD_QUERY = ("--query-gpu=name,driver_version,memory.total", FORM)  # before driver 510
 USED_QUERY = ("--query-compute-apps=pid,gpu_uuid,used_memory", FORM)
+FIGURE = re.compile(r"\d+|\[N/A\]|\[Not Supported\]")
+SECONDS = 10.0  # for nvidia-smi to answer
 MIB = 1024 * 1024
 DRIVER_LIBRARY = "libcuda.so.1"
 # As ldconfig marks them; those of other programs on the same machine (32 bits) are left out.
@@ -37,18 +39,28 @@ class Card(Struct, frozen=True, kw_only=True):
 
 
 def count() -> int | None:
-    """How many cards there are; None where there is no driver of NVIDIA's."""
-    return len(find()) if shutil.which("nvidia-smi") else None
+    """How many cards there are; None where no driver of NVIDIA's is here, or answers in time."""
+    cards = _asked()
+    return None if cards is None else len(cards)
 
 
 def parse(text: str) -> list[Card]:
-    """The cards in the lines of MEMORY_QUERY; other lines are left out."""
+    """The cards in the lines of MEMORY_QUERY; other lines are left out, and cards without figures
+    of their own memory."""
+    return [card for card in parse_all(text) if card.total]
+
+
+def parse_all(text: str) -> list[Card]:
+    """The same with those without figures, such as a GB10, whose memory is the machine's."""
     cards = []
     for line in text.splitlines():
         name, *memory = _words(line, 3)
-        if name and len(memory) == 2 and all(map(str.isdecimal, memory)):
-            total, free = (int(mebibytes) * MIB for mebibytes in memory)
-            cards.append(Card(name=name, total=total, free=free))
+        if not name or len(memory) != 2 or not all(map(FIGURE.fullmatch, memory)):
+            continue
+        total, free = (int(word) * MIB if word.isdecimal() else None for word in memory)
+        if total is None or free is None:
+            total = free = 0
+        cards.append(Card(name=name, total=total, free=free))
     return cards
 
 
@@ -90,15 +102,33 @@ def parse_slices(text: str) -> list[str]:
 def ids() -> list[str]:
     """The ids by which CUDA_VISIBLE_DEVICES names the cards and slices; none without a driver."""
     program = shutil.which("nvidia-smi")
-    status, out, _ = outcome([program, "-L"], timeout=10) if program else (-1, "", "")
+    status, out, _ = outcome([program, "-L"], timeout=SECONDS) if program else (-1, "", "")
     return re.findall(r"\(UUID: ((?:GPU|MIG)-[\w/-]+)\)", out) if status == 0 else []
 
 
 def find() -> list[Card]:
     """The cards whose memory nvidia-smi lists; none where it is missing, fails or hangs."""
+    return [card for card in listed() if card.total]
+
+
+def listed() -> list[Card]:
+    """All cards that it lists, in their order."""
+    return _asked() or []
+
+
+def shared() -> set[str]:
+    """The cards whose memory is the machine's, by slot: `gpu0` and so on."""
+    return {f"gpu{index}" for index, card in enumerate(listed()) if not card.total}
+
+
+def _asked() -> list[Card] | None:
     program = shutil.which("nvidia-smi")
-    status, out, _ = outcome([program, *MEMORY_QUERY], timeout=10) if program else (-1, "", "")
-    return parse(out) if status == 0 else []
+    if program is None:
+        return None
+    status, out, err = outcome([program, *MEMORY_QUERY], timeout=SECONDS)
+    if status == -1 and "timed out" in err:
+        return None
+    return parse_all(out) if status == 0 else []
 
 
 def used() -> dict[int, dict[str, int]]:

@@ -32,7 +32,8 @@ def devices(*, with_files: bool = False) -> list[DeviceMemory]:
         DeviceMemory(name="ram", total=total, free=free),
         *(
             DeviceMemory(name=f"gpu{index}", total=gpu.total, free=gpu.free)
-            for index, gpu in enumerate(nvidia.find())
+            for index, gpu in enumerate(nvidia.listed())
+            if gpu.total
         ),
     ]
 
