@@ -275,6 +275,16 @@ def test_options_without_effect_are_logged_once(here: Site) -> None:
     assert all(one["top_k"] == 3 and "num_ctx" not in one for one in asked(here))
 
 
+def test_a_client_writes_no_lines_into_the_log(here: Site) -> None:
+    here.upstream("chat", "--chunks", 1, "--reply", PIECE)
+    here.gateway(models={"*": "chat"})
+    before = len(here.output().splitlines())
+    options = {"a\nforged by an option": 1, "num_ctx": 4096}
+    assert chat(here, "any\nforged by a name", options=options).status_code == 200
+    told = here.output().splitlines()[before:]
+    assert told == ["chat: a request's option a forged by an option is unknown, and ignored"]
+
+
 def test_what_is_known_without_a_model_file(here: Site) -> None:
     here.add("chat", aliases=("other",))
     here.add("loading", state="starting")

@@ -105,7 +105,7 @@ class Ollama:
         # no name for the body: it would stay until the model is known
         parsed, translated = await self._read(endpoint, await read_body(request))
         model, targets = await self._find(parsed, endpoint.kind)
-        await self._report(model, targets, parsed.options or {})
+        await self._report(targets, parsed.options or {})
         call = Call(
             path=translated.path,
             model=model,
@@ -149,10 +149,13 @@ class Ollama:
                     return target.name, servers.by_name[target.name]
         return name, find(servers, name, kind, patterns)  # raises the reason
 
-    async def _report(self, model: str, targets: Targets, options: Mapping[str, Any]) -> None:
-        """Log the options of a request that have no effect."""
+    async def _report(self, targets: Targets, options: Mapping[str, Any]) -> None:
+        """Log the options of a request that have no effect. The client's words get no line of
+        their own in the log."""
+        model = targets[0].name
         for name in requests.unknown(options):
-            log_once(f"{model}: a request's option {printable(name)[:100]} is unknown, and ignored")
+            option = " ".join(printable(name).split())[:100]
+            log_once(f"{model}: a request's option {option} is unknown, and ignored")
         if wanted := requests.context(options):
             details = (await self._engines.details(targets)).values()
             known = list(filter(None, map(context_of, details)))
