@@ -347,9 +347,12 @@ def test_what_a_killed_run_left_is_mended(plan: Build) -> None:
 
 @compiles
 def test_cmake_itself_fails(plan: Build) -> None:
-    (plan.source.folder / "CMakeLists.txt").write_text("message(FATAL_ERROR no)")
-    with pytest.raises(PipelineError, match="CMake Error"):
+    (plan.source.folder / "CMakeLists.txt").write_text(
+        'message(FATAL_ERROR "there is no\n\n  \\"Vulkan\\"\n\n(missing: loader)")'
+    )
+    with pytest.raises(PipelineError, match="CMake Error") as caught:
         plan.make()
+    assert '(message): there is no "Vulkan" (missing: loader)' in caught.value.message
     assert not plan.target.exists()
 
 

@@ -24,13 +24,14 @@ from pipeline.core.store.publish import disk_problem, flush, flush_folder, publi
 from pipeline.core.text import size
 
 FIRST_ERRORS = 5
+DETAILS = 4  # lines that follow an error of CMake's, and say what it is
 COUNTER = re.compile(r"^\[(\d+)/(\d+)\] ", re.M)  # Ninja's
 LANGUAGES = ("C", "CXX", "CUDA", "HIP")
 # Signs that the system killed a compiler; 137 is how a shell reports SIGKILL.
 KILLED = re.compile(r"\bKilled\b|out of memory|Cannot allocate|signal 9\b|\[code=137\]", re.I)
 FAILURE = re.compile(
     r"\berror\b( \w+)?\s*:|\bfatal\s*:|CMake Error|No space left|undefined reference|"
-    r"cannot find -l|" + KILLED.pattern,
+    r"cannot find -l|Cannot create temporary|" + KILLED.pattern,
     re.I,
 )
 GIB = 1024**3
@@ -184,6 +185,7 @@ class Watch:
         self.planned = 0  # steps of all its runs, as far as that is known
         self.before = self.done = self.total = 0
         self.errors: list[str] = []
+        self._details = 0
 
     @property
     def steps(self) -> int:
@@ -204,6 +206,12 @@ class Watch:
                 self._update(self.steps, max(self.planned, self.before + total))
         elif FAILURE.search(line):
             self.errors.append(line.strip())
+            self._details = DETAILS if "CMake Error" in line else 0
+        elif self._details and line.startswith("  "):
+            self.errors[-1] += f" {line.strip()}"
+            self._details -= 1
+        elif line.strip():
+            self._details = 0
 
 
 def begin(work: Work) -> Path:
