@@ -205,6 +205,31 @@ def test_without_ccache(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (done.hits, done.misses, done.steps) == (0, 0, 4)
 
 
+@pytest.mark.parametrize("what", ["folder", "library"])
+def test_a_ccache_that_does_not_work_is_left_out(
+    work: Work,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    if what == "folder":
+        if not shutil.which("ccache"):
+            pytest.skip("there is no ccache")
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "file" / "ccache"))
+    else:
+        program = tmp_path / "programs" / "ccache"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho 'libhiredis.so.1.0.0: not found' >&2\nexit 127\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert compile_all(work).steps == 4
+    told = capsys.readouterr().err
+    assert "compiling without ccache, which does not work here: " in told
+    assert "libhiredis" in told or what == "folder"
+
+
 def test_what_a_compiler_sees(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ccache may keep what it knows elsewhere, behind a password."""
     monkeypatch.setenv("GITHUB_TOKEN", "secret")

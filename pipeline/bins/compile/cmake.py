@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from msgspec import Struct, convert
 
+from pipeline.bins import platform
 from pipeline.bins.binaries import program_file
 from pipeline.core import capacity, environment, log
 from pipeline.core.errors import PipelineError
@@ -102,8 +104,7 @@ def compile_all(
     has been compiled. `meanwhile` is called at each step, and stops the work by what it raises:
     what was compiled stays in the folder. Raises PipelineError with the first errors."""
     start = time.monotonic()
-    tools, ccache = own_tools(), shutil.which("ccache")
-    statistics = work.folder / ".ccache.log"
+    tools, statistics = own_tools(), work.folder / ".ccache.log"
     env = {
         **environment.without_credentials(os.environ, keep=["CCACHE_"]),
         # projects inside llama.cpp's own look for ninja there
@@ -114,6 +115,7 @@ def compile_all(
         "CCACHE_STATSLOG": str(statistics),
     }
     unflushed = begin(work)
+    ccache = working_ccache(work.folder, env)
     statistics.unlink(missing_ok=True)
     count = job_count(work.jobs, work.backend, capacity.processors(), capacity.memory())
     with bar(f"building llama.cpp for {work.folder.name}") as update:
@@ -144,6 +146,25 @@ def compile_all(
     if done.steps and hits <= misses / 10:
         record_speed(work, done.seconds * count / done.steps)
     return done
+
+
+def working_ccache(folder: Path, env: Mapping[str, str]) -> str | None:
+    """ccache, unless a compiler that works does not behind it: its folder cannot be written to, or
+    a library of its own is missing."""
+    ccache, compiler = shutil.which("ccache"), platform.find_compiler()
+    if not ccache or not compiler:
+        return ccache
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        source = Path(inside, "empty.cpp")
+        source.write_text("")
+        files = ("-c", str(source), "-o", str(source.with_suffix(".o")))
+        command = [compiler.path, *compiler.words, *files]
+        status, _, error = outcome([ccache, *command], env=env)
+        if status == 0 or outcome(command, env=env)[0] != 0:
+            return ccache
+    why = (error.strip().splitlines() or [f"it ended with status {status}"])[-1]
+    log.info(f"compiling without ccache, which does not work here: {why}")
+    return None
 
 
 def planned(argv: Sequence[str]) -> int:
