@@ -177,8 +177,13 @@ def test_without_a_compiler_nothing_is_begun(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not plan.is_current()
-    with pytest.raises(PipelineError, match="no C\\+\\+ compiler"):
+    with pytest.raises(PipelineError, match="no C\\+\\+ compiler") as caught:
         plan.make()
+    assert "apt install g++" in caught.value.hint
+    monkeypatch.setenv("CXX", "clang++-99 -O2")
+    with pytest.raises(PipelineError, match="CXX=clang\\+\\+-99 -O2 names none") as caught:
+        plan.make()
+    assert "unset CXX" in caught.value.hint
     assert [path for path in plan.home.root.rglob("*") if path.suffix != ".lock"] == [
         plan.home.bins
     ]

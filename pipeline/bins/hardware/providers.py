@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from pipeline.bins import platform
@@ -129,8 +130,12 @@ def _listed(commands: Mapping[str, str], families: Iterable[str]) -> str:
 
 def require_compiler() -> None:
     """Raise PipelineError that says what to install where there is no C++ compiler."""
-    if platform.find_compiler() is None:
+    if platform.find_compiler() is not None:
+        return
+    install = _listed(PACKAGES["compiler"], FAMILIES)
+    if cxx := os.environ.get("CXX", "").strip():
         raise PipelineError(
-            "no C++ compiler was found (CXX, c++, g++, clang++)",
-            _listed(PACKAGES["compiler"], FAMILIES),
+            f"no C++ compiler was found: CXX={cxx} names none that answers to --version",
+            f"unset CXX, name one that is installed, or install one: {install}",
         )
+    raise PipelineError("no C++ compiler was found (CXX, c++, g++, clang++)", install)
