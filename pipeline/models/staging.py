@@ -23,9 +23,7 @@ from pipeline.core.text import size as shown_size
 
 from . import contents, foreign_code
 
-TOKENIZER_FOLDER = (
-    "tokenizer/"  # where some models have what the converter reads beside the weights
-)
+TOKENIZER_FOLDER = "tokenizer/"  # where some models have what is beside the weights elsewhere
 SCRATCH = ".scratch"  # a name that no model's folder has
 
 # The converter makes lists of these lengths, or loops over them.
