@@ -180,9 +180,8 @@ def commands(model: Model, files: Mapping[str, Path], hide: Callable[[str], str]
     """The commands that measure the same again, as they can be typed; `hide` removes from a word
     what identifies the machine."""
     request, resolved = model.request, model.require_resolved()
-    words = [f"model={request.named}"]
-    if resolved.source["type"] == "hf" and not resolved.local:
-        words.append(f"revision={resolved.source['revision']}")
+    is_of_hub = resolved.source["type"] == "hf" and not resolved.local
+    words = quality.named(model, str(resolved.source["revision"]) if is_of_hub else "")
     if not is_final(model):
         words.append(f"quants={','.join(files).lower()}")
     words += [f"text={request.sample_text}"] if request.sample_text else []

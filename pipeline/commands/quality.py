@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
+from pipeline.core.paths import absolute
 from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
 from pipeline.core.text import size, table
@@ -22,7 +23,7 @@ from pipeline.models import chain as chains
 from pipeline.models import gguf, text_length
 from pipeline.models import quants as types
 from pipeline.models.convert import Unquantized
-from pipeline.models.reference import NO_PROJECTOR
+from pipeline.models.reference import NO_PROJECTOR, exists
 from pipeline.report import quality as measuring
 from pipeline.report.figures import Estimate, Quality
 from pipeline.report.quality import Measured, Sample, Setup
@@ -318,11 +319,26 @@ def _report(
     return QualityReport(qualities=qualities, reference=base, setup=setup)
 
 
+def named(model: Model, commit: str = "") -> list[str]:
+    """The words that name the model beside quants=, which contradicts a quant of its own; of a
+    repository at `commit`, else at the revision that was requested."""
+    request, reference, files = model.request, model.request.reference, model.request.file_filter
+    words = {"model": request.named, "imatrix": request.typed.get("imatrix", "")}
+    if reference and reference.kind == "hub":
+        is_path = exists(absolute(reference.repo))
+        words["model"] = f"hf:{reference.repo}" if is_path else reference.repo
+        words |= {"revision": commit or reference.revision}
+        words |= {"filename": files.filename, "pattern": files.pattern}
+    return [f"{name}={value}" for name, value in words.items() if value]
+
+
 def repeating(model: Model, report: QualityReport) -> list[str]:
     """The commands that measure the same again, as they can be typed."""
-    named, quants = model.request.named, ",".join(each.quant.lower() for each in report.qualities)
-    own = model.request.sample_text
-    words = [f"model={named}", f"quants={quants}", *([f"text={own}"] if own else [])]
+    quants, own = (
+        ",".join(each.quant.lower() for each in report.qualities),
+        model.request.sample_text,
+    )
+    words = [*named(model), f"quants={quants}", *([f"text={own}"] if own else [])]
     words.append(f"chunks={model.request.chunks}")
     words += [f"ctx_size={model.request.ctx_size}"] if model.request.ctx_size else []
     return [doitw(f"quality {shlex.join(words)}")]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import check, leftovers, prune
+from pipeline.commands import check, leftovers, prune, quality
 from pipeline.commands.model import Model
 from pipeline.commands.programs import Programs
 from pipeline.commands.request import request
+from pipeline.commands.session import Session
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
@@ -102,3 +103,36 @@ def test_a_text_is_for_what_measures(
         return
     with pytest.raises(UsageError, match="text=: not used without max_kld="):
         check.check_limit(model)
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        ({"model": "org/m:Q8_0@v1"}, ["model=org/m", "revision=v1"]),
+        (
+            {"model": "org/m@v1+x", "pattern": "*it*"},
+            ["model=org/m", "revision=v1+x", "pattern=*it*"],
+        ),
+        ({"model": "hf.co/org/m:a.gguf"}, ["model=org/m", "filename=a.gguf"]),
+        ({"hf_model": "here/m"}, ["model=hf:here/m"]),
+        ({"model": "demo-embed", "imatrix": "text.txt"}, ["model=demo-embed", "imatrix=text.txt"]),
+    ],
+)
+def test_the_command_that_repeats_a_measurement_names_the_same_model(
+    words: dict[str, str], typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "home"))
+    (tmp_path / "here" / "m").mkdir(parents=True)
+    (tmp_path / "text.txt").write_text("words " * 1000)
+    model = Session(request(words), words).model
+    assert quality.named(model) == typed
+    again = request(dict(word.split("=", 1) for word in (*typed, "quants=q8_0")))
+    first = model.request
+    assert again.reference and first.reference and again.reference.repo == first.reference.repo
+    assert again.reference.revision == first.reference.revision
+    assert again.wanted.imatrix == first.wanted.imatrix
+    assert quality.requested(Session(again, words).model) == ("Q8_0",)
+    if first.reference.kind == "hub":
+        commit = "a" * 40
+        assert f"revision={commit}" in quality.named(model, commit)
