@@ -230,6 +230,10 @@ def _file(name: str, value: str, hint: str = "") -> Path | None:
     if not value:
         return None
     path = absolute(value)
+    if path.is_dir():
+        hint = hint or "it is a folder; name the file in it"
+    elif "://" in value:
+        hint = hint or "it is an address; download it, and name the file"
     if not path.is_file():
         raise UsageError(f"{name}={value}: {path} is no file", hint)
     return path
