@@ -119,12 +119,14 @@ def _visible_secrets(spec: InstanceSpec) -> Iterator[str]:
     hf_token = spec.server.get("hf-token")
     if hf_token is not None and not isinstance(hf_token, bool):  # vLLM: true means its own
         named.append((spec.at("server.hf-token"), "--hf-token"))
-    token = "write a model table" if spec.engine == LLAMA_CPP else "set HF_TOKEN"
+    is_table = spec.engine == LLAMA_CPP and not spec.is_typed("server.hf-token")
+    token = "write a model table" if is_table else "set HF_TOKEN"
     for place, word in named:
         option = word.partition("=")[0]
         if option in SECRETS:
             instead = "write api_key = …" if option == "--api-key" else token
-            yield f"{place}: {option} would be visible in the process list; {instead}"
+            why = f"{option} would be visible in the process list; {instead}"
+            yield f"{place.removesuffix('=')}: {why}"
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:

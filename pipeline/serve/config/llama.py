@@ -118,14 +118,7 @@ def errors(
 ) -> Iterator[str]:
     """A model that is named twice, and files that are missing."""
     spec = resolved.spec
-    for key, options, whose in (
-        ("model", SOURCES[:4], "the model table"),
-        ("draft", DRAFTS, "draft="),
-        ("lora", ADAPTERS, "lora="),
-    ):
-        given = next((name for name in options if resolved.text(name)), "")
-        if given and spec.model.get(key, "none") != "none":
-            yield spec.line(f"server.{given}", f": contradicts {whose}; leave one out")
+    yield from _named_twice(spec, resolved)
     if spec.model:
         yield from _model_errors(spec)
     if resolved.flags and RPC not in {*resolved.flags, *spec.server} and resolved.has(RPC):
@@ -150,6 +143,20 @@ def errors(
             why = _not_whole(path)
         if why:
             yield spec.line(f"server.{name}", f" = {text}: {why}")
+
+
+def _named_twice(spec: InstanceSpec, resolved: ResolvedOptions) -> Iterator[str]:
+    """The errors of options that name what the table of the model names too."""
+    for key, options, whose in (
+        ("model", SOURCES[:4], "the model table"),
+        ("draft", DRAFTS, "draft="),
+        ("lora", ADAPTERS, "lora="),
+    ):
+        given = next((name for name in options if resolved.text(name)), "")
+        if given and spec.model.get(key, "none") != "none":
+            if spec.is_typed(f"server.{given}") and key == "model":  # beside model= or a profile
+                whose = "the model that is named"
+            yield spec.line(f"server.{given}", f": contradicts {whose}; leave one out")
 
 
 def _prints_only(resolved: ResolvedOptions) -> Iterator[str]:

@@ -255,6 +255,23 @@ def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() 
     assert found["max-num-seqs"].value == "INT"
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("hf_token", "server.hf_token: --hf-token would be visible in the process list; set HF"),
+        ("model_url", "server.model_url: contradicts the model that is named; leave one out"),
+    ],
+)
+def test_what_is_typed_is_not_told_of_tables(tmp_path: Path, name: str, line: str) -> None:
+    (tmp_path / "x.gguf").touch()
+    text = "profiles:\n  chat:\n    llamacpp:\n      gguf_path: x.gguf\n"
+    file = written(tmp_path, text, "p.yaml")
+    profile = load_profile(file, "chat", {}, {f"server.{name}": "http://x"})
+    with pytest.raises(UsageError) as caught:
+        checks.check(profile, server=server_in(tmp_path), flags=FLAGS, environ={})
+    assert caught.value.message.startswith(line)
+
+
 @pytest.mark.build
 @pytest.mark.parametrize(
     ("text", "why"),
