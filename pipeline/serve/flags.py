@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import Struct, convert, to_builtins
 
 from pipeline.core.errors import PipelineError
-from pipeline.core.process import capture, outcome
+from pipeline.core.process import indented, outcome
 from pipeline.core.store import json_file
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
@@ -27,6 +27,7 @@ RPC, NO_RPC = "rpc", ("RPC not supported in this build", "failed to find RPC bac
 # Choices that stand in the description: `allowed values: f32, f16`, or a line for each.
 ALLOWED = re.compile(r"allowed values:\s*([\w,\s.-]+)")
 BULLET = re.compile(r"^- ([\w+-]+)(?: \(default\))?:", re.M)
+LAST_LINES = 5  # of what a program printed that did not run
 DEFAULT = re.compile(r"\(default:\s*([\w+-]+)\)")
 
 
@@ -77,16 +78,21 @@ def parse_help(text: str) -> dict[str, Flag]:
 
 def read(program: Path, sha256: str, cache: Path) -> dict[str, Flag]:
     """The options of `program`, cached by its sha256. Raises PipelineError."""
+    why = ""
 
     def ask() -> dict[str, Flag]:
-        flags = parse_help(capture([program, "--help"]) or "")
+        nonlocal why
+        status, out, err = outcome([program, "--help"])
+        if status:
+            why = f" (it ended with status {status}):\n{indented(out + err, LAST_LINES)}"
+        flags = {} if status else parse_help(out + err)
         if RPC in flags and not has_rpc(program):
             del flags[RPC]
         return flags
 
     if flags := cached(cache / f"{sha256}.json", ask, "model"):
         return flags
-    raise PipelineError(f"{program}: its --help lists no options of llama.cpp")
+    raise PipelineError(f"{program}: its --help lists no options of llama.cpp{why}")
 
 
 def has_rpc(program: Path) -> bool:

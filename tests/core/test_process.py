@@ -117,6 +117,22 @@ def test_what_cannot_be_started(tmp_path: Path, program: str) -> None:
     assert process.capture([program]) is None
 
 
+@posix
+def test_a_program_without_its_loader_is_not_called_missing(tmp_path: Path) -> None:
+    """As one made for another C library is; a script's interpreter stands in for the loader."""
+    program = tmp_path / "program"
+    program.write_text("#!/lib/no-such-loader.so\n")
+    program.chmod(0o755)
+    why = "No such file or directory: it is there, but what starts it is not"
+    said = f"{program}: cannot be started: {why}"
+    status, out, err = process.outcome([program])
+    assert (status, out) == (-1, "") and err.startswith(said)
+    with pytest.raises(PipelineError, match="it is there, but what starts it is not"):
+        process.start([program])
+    gone = tmp_path / "gone"
+    assert process.outcome([gone])[2] == f"{gone}: cannot be started: No such file or directory"
+
+
 def test_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONUTF8", "1")
     both = "import sys; print('größe'); print('err', file=sys.stderr)"

@@ -208,6 +208,19 @@ def test_a_program_whose_help_is_no_help(tmp_path: Path, prints: str, status: in
     assert not (tmp_path / "cache").exists()
 
 
+@POSIX
+def test_what_a_program_says_that_does_not_run_is_shown(tmp_path: Path) -> None:
+    server, _ = program(tmp_path / "server", "")
+    server.write_text(
+        '#!/bin/sh\necho "libc.so.6: version \\`GLIBC_2.38\' not found" >&2; exit 1\n'
+    )
+    with pytest.raises(PipelineError, match="GLIBC_2\\.38' not found"):
+        flags.read(server, "0" * 64, tmp_path)
+    server.write_text("#!/lib/no-such-loader.so\n")
+    with pytest.raises(PipelineError, match="what starts it is not"):
+        flags.read(server, "0" * 64, tmp_path)
+
+
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="none"):
         flags.read(tmp_path / "none", "0" * 64, tmp_path)

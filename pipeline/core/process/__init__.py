@@ -108,8 +108,19 @@ def _start_errors(argv: Argv) -> Iterator[None]:
     try:
         yield
     except (OSError, subprocess.SubprocessError) as error:  # the latter between fork and exec
-        why = error.strerror if isinstance(error, OSError) else error
-        raise PipelineError(f"{os.fspath(argv[0])}: cannot be started: {why}") from None
+        raise PipelineError(_not_started(argv, error)) from None
+
+
+def _not_started(argv: Argv, error: Exception) -> str:
+    """Why a program was not started. Of one whose loader is missing the system says that the
+    program itself is."""
+    program, why = os.fspath(argv[0]), str(getattr(error, "strerror", None) or error)
+    if isinstance(error, FileNotFoundError) and os.sep in program and Path(program).is_file():
+        why += (
+            ": it is there, but what starts it is not, the loader of another C library "
+            "(glibc, musl) or a script's interpreter"
+        )
+    return f"{program}: cannot be started: {why}"
 
 
 def outcome(
@@ -135,7 +146,9 @@ def outcome(
             except BaseException:
                 process.kill()
                 raise
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
+        return -1, "", _not_started(argv, error)
+    except subprocess.SubprocessError as error:
         return -1, "", str(error)
     stdout, stderr = (text.decode("utf-8", "surrogateescape") for text in (out, err))
     return process.returncode, stdout, stderr
