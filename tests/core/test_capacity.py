@@ -85,3 +85,41 @@ def test_less_memory_by_the_first_version_of_control_groups(group: Path) -> None
     assert capacity.memory() == 400_000
     (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # none
     assert capacity.memory() > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("line", "inner", "files"),
+    [
+        ("0::/x.slice/job ü/step", "x.slice", ("memory.max", "memory.current", "memory.stat")),
+        (
+            "4:hugetlb,memory:/x.slice/job ü/step",
+            "memory/x.slice/job ü",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_limits_of_a_service_or_a_job_deep_in_the_tree(
+    group: Path, monkeypatch: pytest.MonkeyPatch, line: str, inner: str, files: tuple[str, ...]
+) -> None:
+    """Of systemd's units and Slurm's jobs; each limit above holds too."""
+    (group / "own").write_text(f"9:name=systemd:/\n{line}\n")
+    monkeypatch.setattr(capacity, "OWN_GROUPS", group / "own")
+    for folder, limit in ((inner, 1_000_000), (inner + "/job ü/step", 2_000_000)):
+        (group / folder).mkdir(parents=True)
+        for name, text in zip(files, (f"{limit}\n", "600000\n", "anon 5\n"), strict=True):
+            (group / folder / name).write_text(text)
+    assert capacity.memory() == 400_000
+    assert capacity.total() == 1_000_000
+
+
+def test_a_quota_of_a_service(group: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (group / "own").write_text("0::/a/b\n")
+    monkeypatch.setattr(capacity, "OWN_GROUPS", group / "own")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    (group / "a" / "b").mkdir(parents=True)
+    (group / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    (group / "a" / "cpu.max").write_text("250000 100000\n")
+    assert capacity.processors() == 3
+    (group / "own").write_text("0::/../other\n")  # seen from within another namespace
+    assert capacity.processors() == 16
