@@ -41,6 +41,7 @@ DEVICES = {
     "sycl": "SYCL",
     "vulkan": "Vulkan",
 }
+VISIBLE = re.compile(r"\s*(\d|GPU-|MIG-)")  # a list of cards that shows one at least
 TIMEOUT = 120  # seconds; a first start reads hundreds of MB, and asks every driver
 
 
@@ -208,10 +209,20 @@ def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True)
     devices = output_of(server, "--list-devices", hint)
     if needs_device and not shows(devices, backend):
         raise PipelineError(
-            f"{server.name} --list-devices shows no device of {backend}:\n{indented(devices)}", hint
+            f"{server.name} --list-devices shows no device of {backend}:\n{indented(devices)}",
+            hidden_cards(backend) or hint,
         )
     named = (line for line in version.splitlines() if line.startswith("version: "))
     return next(named, version.splitlines()[0]).removeprefix("version: ")
+
+
+def hidden_cards(backend: str) -> str:
+    """What to change where the environment hides all cards from programs for `backend`; empty
+    where it hides none. CUDA reads its list up to the first entry that is no card."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if backend != "cuda" or shown is None or VISIBLE.match(shown):
+        return ""
+    return f"CUDA_VISIBLE_DEVICES={shown} hides all cards: unset it, or pass backend=cpu"
 
 
 def shows(devices: str, backend: str) -> bool:

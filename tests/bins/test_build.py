@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline.bins import platform
-from pipeline.bins.binaries import PROGRAMS, QUANTIZER, program_file
+from pipeline.bins.binaries import PROGRAMS, QUANTIZER, hidden_cards, program_file
 from pipeline.bins.compile import build, cmake
 from pipeline.bins.compile.backends import Backend
 from pipeline.bins.compile.build import Build
@@ -488,6 +488,25 @@ def test_without_its_device_nothing_is_published(vulkan: Build) -> None:
     replace(newer, elsewhere=True).make()
     assert "CUDA0" in listed(vulkan.target)
     assert newer.is_current()
+
+
+@linux
+@pytest.mark.parametrize("shown", ["", "-1", "NoDevFiles", "-1,0"])
+def test_nothing_is_compiled_for_cards_that_the_environment_hides(
+    vulkan: Build, monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    cuda = replace(vulkan, backend=Backend(name="cuda"))
+    (cuda.source.folder / "base.cpp").write_text(BASE.replace("Vulkan0", "CUDA0"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    with pytest.raises(PipelineError, match="not compiled") as caught:
+        cuda.make()
+    assert f"CUDA_VISIBLE_DEVICES={shown} hides all cards" in caught.value.hint
+    assert not cuda.work_folder.exists()
+    replace(cuda, elsewhere=True).make()
+    assert cuda.is_current(), "what is there is used"
+    for seen in ("0,-1", "GPU-5f2a", "MIG-9c"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        assert not hidden_cards("cuda")
 
 
 @linux

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bins import platform
-from pipeline.bins.binaries import PROGRAMS, QUANTIZER, ProgramSource, program_file, try_out
+from pipeline.bins.binaries import (
+    PROGRAMS,
+    QUANTIZER,
+    ProgramSource,
+    hidden_cards,
+    program_file,
+    try_out,
+)
 from pipeline.bins.hardware import providers
 from pipeline.core import log, paths
+from pipeline.core.errors import PipelineError
 from pipeline.core.packages import installed
 from pipeline.core.parallel import Background
 from pipeline.core.paths import Home
@@ -176,6 +184,9 @@ class Build(ProgramSource, frozen=True, kw_only=True):
             if not force and receipts.revalidate_folder(self.target, recipe, self.required()):
                 return
             providers.require_compiler()
+            if hint := "" if self.elsewhere else hidden_cards(self.backend.name):
+                what = "not compiled, since the programs could not be tried out"
+                raise PipelineError(f"llama.cpp for {self.tag}: {what}", hint)
             if force:
                 remove(self.work_folder)
             require_space(self.work_folder, 0 if self.work_folder.exists() else self.bytes)
