@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,9 @@ from .servers import ServerList, Targets
 
 RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows better
 
+# How llama-server says, with status 500, that a request is wrong.
+NO_TEXT = b"does not support logits computation"
+TOO_LONG = re.compile(rb"input \((\d+) tokens\) is too large to process.{0,80}size: (\d+)\)")
 TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for Anthropic's API
 Details = Mapping[str, Mapping[str, Any]]
 
@@ -37,6 +41,20 @@ def error(refused: Refused, request: Request) -> Response:
         headers["connection"] = "close"
     # Escaped to ASCII: a message may quote what is not valid UTF-8.
     return Response(json.dumps(body), refused.status, headers, "application/json")
+
+
+def clients_fault(name: str, text: bytes) -> str:
+    """What is wrong with the request that an instance answered with status 500; empty where it is
+    not the request, which clients may then send again."""
+    if NO_TEXT in text:
+        return f"{name} is an embedding model, which writes no text; ask it at /v1/embeddings"
+    if match := TOO_LONG.search(text):
+        count, most = (f"{int(number):,}" for number in match.groups())
+        return (
+            f"the input has {count} tokens, and {name} takes {most} at most at once: send shorter "
+            "parts, or raise ubatch_size in its server table where the model was trained for more"
+        )
+    return ""
 
 
 def in_anthropics_form(status: int, text: bytes) -> bytes:

@@ -254,6 +254,8 @@ class Proxy:
     async def _pass_back(self, call: ForwardedRequest, target: Target, answer: Answer) -> None:
         if answer.status == 503 and b"Loading model" in answer.kept:
             raise NoAnswer("is still loading its model", loads=True)
+        if answer.status == 500 and (why := answers.clients_fault(target.name, answer.kept)):
+            raise Refused(400, why)
         rename = renaming(target, call.body.model) if not answer.is_compressed else None
         if rename and answer.length is not None:
             await answer.change(partial(rename_document, rename))

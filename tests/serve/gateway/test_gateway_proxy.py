@@ -234,6 +234,36 @@ def test_errors_of_an_instance_have_the_form_of_the_clients_api(
     assert here.post("/v1/messages", {"model": "chat", "do": do}).text == own
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "the current context does not support logits computation. skipping",
+            "chat is an embedding model, which writes no text; ask it at /v1/embeddings",
+        ),
+        (
+            "input (3002 tokens) is too large to process. increase the physical batch size "
+            "(current batch size: 512)",
+            "the input has 3,002 tokens, and chat takes 512 at most",
+        ),
+    ],
+)
+def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
+    here: Site, said: str, told: str
+) -> None:
+    """llama-server answers with status 500, after which clients send it again."""
+    here.upstream("chat")
+    here.gateway()
+    error = {"error": {"code": 500, "message": said, "type": "server_error"}}
+    do = {"status": 500, "reply": json.dumps(error)}
+    answer = here.chat("chat", **do)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert told in answer.json()["error"]["message"]
+    assert here.post("/v1/messages", {"model": "chat", "do": do}).json()["type"] == "error"
+    other = json.dumps({"error": {"code": 500, "message": "other", "type": "server_error"}})
+    assert here.chat("chat", status=500, reply=other).status_code == 500
+
+
 def test_events_come_one_by_one(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
