@@ -254,6 +254,10 @@ class Proxy:
     async def _pass_back(self, call: ForwardedRequest, target: Target, answer: Answer) -> None:
         if answer.status == 503 and b"Loading model" in answer.kept:
             raise NoAnswer("is still loading its model", loads=True)
+        if answer.status == 401 and target.instance.api_key_file:
+            # not the client's key, which the gateway has found right
+            why = "refuses the first key of its file; if that has changed, start the server again"
+            raise Refused(502, f"{target.name} {why}")
         if answer.status == 500 and (why := answers.clients_fault(target.name, answer.kept)):
             raise Refused(400, why)
         rename = renaming(target, call.body.model) if not answer.is_compressed else None

@@ -234,6 +234,20 @@ def test_errors_of_an_instance_have_the_form_of_the_clients_api(
     assert here.post("/v1/messages", {"model": "chat", "do": do}).text == own
 
 
+def test_a_key_that_an_instance_refuses_is_not_the_clients(here: Site, tmp_path: Path) -> None:
+    """llama-server reads its file of keys once, the gateway at each change."""
+    file = tmp_path / "chat.key"
+    file.write_text("new-key\n")
+    here.upstream("chat", api_key_file=str(file))
+    here.upstream("open")
+    here.gateway()
+    answer = here.chat("chat", status=401)
+    assert answer.status_code == 502
+    assert "chat refuses the first key of its file" in answer.json()["error"]["message"]
+    assert "new-key" not in answer.text and str(file) not in answer.text
+    assert here.chat("open", status=401).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
