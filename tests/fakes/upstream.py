@@ -55,14 +55,15 @@ class Handler(BaseHTTPRequestHandler):
         types = self.headers.get_all("Content-Type", [])
         text = body.decode("latin-1")
         self.note(event="request", path=self.path, headers=headers, types=types, body=text)
-        do = {**vars(self.options), **self.asked(body)}
+        asked = self.asked(body)
+        do = {**vars(self.options), **asked}
         if do["die"]:
             os._exit(1)
         if not self.pause(do["slow"]):
             return
         if do["status"] != 200:
             error = {"error": {"message": "as asked", "type": "some_error", "code": do["status"]}}
-            self.whole(do["status"], (do["reply"] or json.dumps(error)).encode())
+            self.whole(do["status"], asked.get("reply", json.dumps(error)).encode())
         elif do["chunks"]:
             self.events(do["chunks"], do["pause"], do["die_after"], do["reply"])
         elif do["reply"]:

@@ -12,12 +12,13 @@ from pipeline.core.text import is_digits
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
-from . import api_keys, llama, messages, options, tls, vllm
+from . import api_keys, llama, messages, options, vllm
 from .configuration import Configuration, InstanceSpec
 from .instances import aliases, log_file, program, resolve
 from .options import Address, ResolvedOptions
 
 HINT = f"{messages.HINT}; options that --help does not list go into extra_args"
+TLS = ("ssl-cert-file", "ssl-key-file", "ssl-certfile", "ssl-keyfile")  # llama-server's, vLLM's
 
 
 def check(
@@ -82,7 +83,10 @@ def of_server(
     else:
         yield from vllm.errors(resolved, folder)
     yield from api_keys.errors(resolved, folder)
-    yield from tls.errors(resolved, folder)
+    if resolved.text(*TLS):
+        from . import tls
+
+        yield from tls.errors(resolved, folder)
 
 
 def _errors(

@@ -28,7 +28,6 @@ NO_TEMPLATE = (
     "is no template: every prompt would be this text; a file is named by chat_template_file, and "
     "a template of llama.cpp's own, other than chatml, wants no_jinja = true beside it"
 )
-TLS = ("ssl-cert-file", "ssl-key-file")
 OPTIONS_IN_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
 VARIABLE = re.compile(r"\(env: (\w+)\)")  # in the help of an option
 AUTO_SLOTS = 4  # of llama-server without parallel
@@ -125,7 +124,6 @@ def errors(
         yield spec.line("server.extra-args", f": --{RPC}{NO_RPC}")
     yield from _prints_only(resolved)
     yield from _options_in_environment(resolved)
-    yield from _half_of_tls(resolved)
     batch, slots = resolved.number("batch-size"), resolved.number("parallel") or AUTO_SLOTS
     if 1 < batch < slots:  # llama-server would abort
         yield spec.line("server.batch-size", f" = {batch}: must be at least {slots}, its slots")
@@ -183,16 +181,6 @@ def _options_in_environment(resolved: ResolvedOptions) -> Iterator[str]:
             why = "is an option of llama-server, which nothing here would know of"
             instead = f"write server.{options.get(variable, 'NAME')}"
             yield spec.line("control.env", f".{variable}: {why}; {instead}")
-
-
-def _half_of_tls(resolved: ResolvedOptions) -> Iterator[str]:
-    """The error of a certificate without its key, or a key alone: llama-server then speaks plain
-    HTTP, and says nothing."""
-    given = [name for name in TLS if resolved.text(name)]
-    if len(given) == 1:
-        (absent,) = {*TLS} - {*given}
-        why = f": llama-server speaks plain HTTP without {absent.replace('-', '_')}; write both"
-        yield resolved.spec.line(f"server.{given[0]}", why)
 
 
 def _is_template(resolved: ResolvedOptions, text: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.serve.server import LLAMA_CPP
+
 from .configuration import beside
 from .options import ResolvedOptions
 
@@ -13,10 +15,16 @@ KEY = ("ssl-key-file", "ssl-keyfile")
 
 
 def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
-    """The error of files that the server could not use: of those llama-server says that it could
-    not bind its port. Files that are not here are somebody else's to find."""
-    given = [name for name in CERTIFICATE if resolved.text(name)]
-    if not given:
+    """The error of a certificate without its key, or a key alone, with which llama-server speaks
+    plain HTTP and says nothing; and of files that the server could not use, of which it says that
+    it could not bind its port. Files that are not here are somebody else's to find."""
+    given = [name for name in (*CERTIFICATE, *KEY) if resolved.text(name)]
+    if len(given) == 1 and resolved.spec.engine == LLAMA_CPP:
+        (absent,) = {CERTIFICATE[0], KEY[0]} - {*given}
+        why = f": llama-server speaks plain HTTP without {absent.replace('-', '_')}; write both"
+        yield resolved.spec.line(f"server.{given[0]}", why)
+        return
+    if not resolved.text(*CERTIFICATE):
         return
     certificate = beside(folder, resolved.text(*CERTIFICATE))
     key = beside(folder, resolved.text(*KEY)) if resolved.text(*KEY) else certificate
