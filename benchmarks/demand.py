@@ -292,6 +292,7 @@ def compare_starts(at: files.Folder, file: Path) -> None:
     wanted = files.read_wanted(at)
     assert wanted
     servers = {server.name: server for server in wanted.instances if server.name in MODELS}
+    loading, starting = 0.0, 0.0
     for name, server in servers.items():
         taken, bare = [], []
         for _ in range(STARTS):
@@ -308,6 +309,9 @@ def compare_starts(at: files.Folder, file: Path) -> None:
                 bare.append(seconds)
         load, start = statistics.median(taken), statistics.median(bare)
         print(f"{name:>8} loads in {load:.2f} s, bare {start:.2f} s, ratio {load / start:.2f}")
+        loading, starting = loading + load, starting + start
+    ratio = loading / starting
+    print(f"     all load in {loading:.2f} s, bare {starting:.2f} s, ratio {ratio:.2f}")
 
 
 def router(given: Bench) -> None:
