@@ -102,7 +102,7 @@ def _context(server: Server, trained: int) -> int:
 def _by_device(needed: Memory, server: Server) -> Iterable[tuple[str, int]]:
     """The devices as the file names them, and the bytes on each."""
     has_card = server.gpu_ids != "none" and server.argument("--gpu-layers") != "0"
-    shared = nvidia.shared()
+    shared = nvidia.shared() if has_card else set()
     for row in needed.devices:
         number = re.search(r"(\d+)$", row.name)
         if row.name == memory.UNKNOWN:
@@ -126,15 +126,14 @@ def _of_vllm(server: Server) -> Bytes:
     """A vLLM takes a share of each of its cards, whatever its model."""
     options = vllm.of_words(server.cmd)
     share = float(options.text("gpu-memory-utilization") or VLLM_SHARE)
-    cards = nvidia.find()
-    names = [_card(server, index) for index in range(vllm.gpus(options))]
-    on_cards = {
-        name: int(cards[slot].total * share)
-        for name in names
-        if (slot := int(name.removeprefix("gpu"))) < len(cards)
-    }
-    shares = len(nvidia.shared().intersection(names))
-    return {"ram": VLLM_RAM + shares * int(capacity.total() * share), **on_cards}
+    cards, taken = nvidia.listed(), {"ram": VLLM_RAM}
+    for index in range(vllm.gpus(options)):
+        name = _card(server, index)
+        if (slot := int(name.removeprefix("gpu"))) < len(cards):
+            own = cards[slot].total
+            device = name if own else "ram"
+            taken[device] = taken.get(device, 0) + int((own or capacity.total()) * share)
+    return taken
 
 
 def require_fit(

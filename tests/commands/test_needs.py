@@ -50,22 +50,26 @@ def test_a_card_without_memory_of_its_own_takes_main_memory(
     words = ("--gpu-memory-utilization", "0.5")
     server = instance("v", engine="vllm", cmd=words)
     assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM + 50 * GB}
+    both = [Card(name="NVIDIA GB10"), Card(name="NVIDIA A2", total=10 * GB, free=10 * GB)]
+    monkeypatch.setattr(nvidia, "listed", lambda: both)
+    second = instance("v", engine="vllm", cmd=words, gpu_ids="1")
+    assert needs._of_vllm(second) == {"ram": needs.VLLM_RAM, "gpu1": 5 * GB}
 
 
 def test_a_formula_lays_all_on_the_card_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     guess = Memory((Device(UNKNOWN, 5, 1, 1),), estimate=True)
-    monkeypatch.setattr(nvidia, "find", lambda: CARDS)
+    monkeypatch.setattr(nvidia, "listed", lambda: CARDS)
     assert by_device(guess) == {"gpu0": 7}
     measured = Memory((Device("CUDA1", 3, 0, 0), Device("Host", 2, 0, 0)))
     assert by_device(added(measured, guess)) == {"gpu1": 3, "ram": 2, "gpu0": 7}
     assert by_device(guess, gpu_ids="none") == by_device(guess, cmd=("--gpu-layers", "0"))
     assert by_device(guess, gpu_ids="none") == {"ram": 7}
-    monkeypatch.setattr(nvidia, "find", list)
+    monkeypatch.setattr(nvidia, "listed", list)
     assert by_device(guess) == {"ram": 7}
 
 
 def test_vllm_takes_its_share_of_each_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "find", lambda: CARDS)
+    monkeypatch.setattr(nvidia, "listed", lambda: CARDS)
     words = ("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.5")
     server = instance("v", engine="vllm", cmd=words)
     assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM, "gpu0": 5 * GB, "gpu1": 10 * GB}
@@ -99,7 +103,7 @@ def test_vllm_takes_its_share_of_each_card(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_cards_of_vllm_are_counted_by_any_name(
     monkeypatch: pytest.MonkeyPatch, words: str, count: int
 ) -> None:
-    monkeypatch.setattr(nvidia, "find", lambda: CARDS * 4)
+    monkeypatch.setattr(nvidia, "listed", lambda: CARDS * 4)
     cmd = ("-m", "vllm.entrypoints.openai.api_server", "--model", "m", *words.split())
     assert len(needs._of_vllm(instance("v", engine="vllm", cmd=cmd))) == 1 + count
 
@@ -108,7 +112,7 @@ def test_the_cards_of_vllm_are_counted_by_any_name(
     "words", ["--gpu-memory-util=0.5", "--gpu_memory_utilization 0.5", "--device-mem 0.5"]
 )
 def test_the_share_of_vllm_is_read_by_any_name(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
-    monkeypatch.setattr(nvidia, "find", lambda: CARDS)
+    monkeypatch.setattr(nvidia, "listed", lambda: CARDS)
     server = instance("v", engine="vllm", cmd=tuple(words.split()))
     assert needs._of_vllm(server) == {"ram": needs.VLLM_RAM, "gpu0": 5 * GB}
 
@@ -146,7 +150,7 @@ def write(path: Path, tensor: int) -> None:
 def test_what_is_served_beside_a_model_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "find", list)
+    monkeypatch.setattr(nvidia, "listed", list)
     for name, tensor in (("model", 1000), ("draft", 500), ("style", 250), ("mmproj", 125)):
         write(tmp_path / f"{name}.gguf", tensor)
     style, mmproj = ((tmp_path / f"{name}.gguf").stat().st_size for name in ("style", "mmproj"))
