@@ -169,7 +169,8 @@ def mix(parts: Parts, top: Path) -> Iterator[World]:
     world = own_gguf(parts, top, "prepare", "quant=4.8bpw", "imatrix={text}")
     programs, left_out = top.with_name("programs"), shutil.ignore_patterns("llama-perplexity", ".*")
     shutil.copytree(parts.programs, programs, copy_function=os.link, ignore=left_out)
-    world.most_kills = world.most_fails = 6  # for each tries 17 types on all tensors
+    # of 17 types, each of which is tried in the same way
+    world.patch = "from pipeline.models import mix; mix.CANDIDATES = ('q3_k', 'iq4_nl', 'q8_0')"
     world.env["LLAMA_SERVER_BINS_DIR"] = str(programs)
     yield world
 

@@ -121,6 +121,7 @@ def tune(parts: Parts, top: Path) -> Iterator[World]:
     """What was measured, kept for `serve`."""
     world = own_gguf(parts, top, "tune", "ctx_size=256")
     world.words = ("tune", f"model={parts.q8_0}", *world.words[2:])
+    world.patch = "from pipeline.report import tuning; tuning.TURNS, tuning.PAIRS = 3, (2, 2)"
     world.most_kills = world.most_fails = SOME
     with_bench(world, parts)
     yield world

@@ -57,7 +57,7 @@ class World:
     most_kills: int = 0  # of the calls before which a kill is tried some; 0: all
     most_fails: int = 0  # of the calls that may fail some, where a try may take long; 0: all
     between: frozenset[str] = frozenset()  # hashes of files that are there in the middle alone
-    patch: str = ""  # Python that breaks what the harness is to notice
+    patch: str = ""  # Python that leaves out repetitions, or breaks what the harness is to notice
 
     @property
     def home(self) -> Path:
