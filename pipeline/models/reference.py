@@ -27,6 +27,7 @@ HUB = re.compile(
     r"(?P<repo>(?!\.)[\w.-]+/(?!\.)[\w.-]+?)"
     r"(?::(?P<quant>[\w.-]+))?(?:@(?P<revision>[^\s:]+))?(?::(?P<late>[\w.-]+))?"
 )
+FILE_OF_HUB = re.compile(r"((?![.~])[\w.-]+/[\w.-]+)/([^\\]+\.gguf)", re.I)
 # What git has no branch, tag or commit for; `..` would lead out of the hub's own path.
 NO_REVISION = re.compile(r"[\0-\x20\x7f~^:?*\[\\]|\.\.|@\{|(^|/)(\.|/|$)")
 PROJECTOR = re.compile(r"mmproj|projector", re.IGNORECASE)  # by name; metadata has the last word
@@ -120,7 +121,11 @@ def parse(text: str) -> Reference:
     if match and not looks_like_path:
         return _of_match(text, match)
     if any(letter in text for letter in "/\\~.") and not text.startswith("hf:"):
-        raise missing("model", text, path, HINT)
+        file = FILE_OF_HUB.fullmatch(text)
+        of_hub = (
+            f"for a file on Hugging Face write model={file[1]} filename={file[2]}" if file else ""
+        )
+        raise missing("model", text, path, of_hub or HINT)
     raise UsageError(f"model={text}: not a valid reference", HINT)
 
 

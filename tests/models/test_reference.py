@@ -54,6 +54,20 @@ def test_a_file_behind_a_colon_as_ollama_takes_it(text: str) -> None:
     assert (reference.repo, reference.filename, reference.quant) == ("org/model", name, "")
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("org/model/sub/m.gguf", "write model=org/model filename=sub/m.gguf"),
+        ("./org/model/m.gguf", "a reference is demo"),
+        ("org/m.gguf", "a reference is demo"),
+    ],
+)
+def test_a_file_of_a_repository_written_as_a_path(here: Path, text: str, hint: str) -> None:
+    with pytest.raises(UsageError, match="does not exist") as caught:
+        parse(text)
+    assert hint in caught.value.hint
+
+
 def test_space_around_a_reference_is_none_of_it(here: Path) -> None:
     assert parse(" org/model\n").repo == "org/model"
     (here / "a folder ").mkdir()
