@@ -22,7 +22,8 @@ from pipeline.models import on_disk
 from pipeline.models.on_disk import OnDisk, StoredModel
 from pipeline.serve import flags
 from pipeline.serve.config import instances, profiles, toml_form
-from pipeline.serve.config.configuration import allowed_name
+from pipeline.serve.config.configuration import InstanceSpec, allowed_name
+from pipeline.serve.config.messages import shown
 from pipeline.serve.config.named import CONFIGS, OVERRIDES
 from pipeline.serve.flags import Flag
 from pipeline.serve.server import DEMAND, LLAMA_CPP
@@ -41,7 +42,7 @@ from .variables import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.serve.config.configuration import Configuration, InstanceSpec
+    from pipeline.serve.config.configuration import Configuration
     from pipeline.serve.config.llama import PreparedModel
     from pipeline.serve.server import Server
 
@@ -148,6 +149,7 @@ class Servers:
             if name not in not_its and not name.startswith(SERVER)
         }
         known: dict[tuple[tuple[str, str], ...], str] = {}
+        specs = {spec.name: spec for spec in self._configuration.enabled}
         for name, own in self._configuration.prepares().items():
             words = {**self._common, **own}
             key = tuple(sorted(words.items()))
@@ -156,8 +158,7 @@ class Servers:
                     self.models[name] = model = Model(request(words), self.programs)
                     self.models |= {name + BESIDE + key: m for key, m in model.beside.items()}
                 except UsageError as error:
-                    label = self._configuration.label
-                    self._errors.append(f"{label}: instance.{name}.model: {error.message}")
+                    self._errors.append(_of_table(specs[name], error.message))
                     continue
                 known[key] = name
             self._maker[name] = known[key]
@@ -303,6 +304,17 @@ def _with_another_model(written: Mapping[str, Any]) -> set[str]:
     tables = instances.items() if isinstance(instances, dict) else ()
     models = {name: table.get("model") for name, table in tables if isinstance(table, dict)}
     return {name for name, model in models.items() if isinstance(model, dict) and "ref" in model}
+
+
+def _of_table(spec: InstanceSpec, message: str) -> str:
+    """An error of a variable, such as `quant=x: must be …`, with its place in the model table."""
+    name, equals, rest = message.partition("=")
+    if not equals or name not in variables(ModelVariables):
+        return spec.line("model", f": {message}")
+    if name == "model":
+        return spec.line("model.ref", f" = {rest}")
+    value, _, why = rest.partition(": ")
+    return spec.line(f"model.{name}", f" = {shown(value)}: {why}")
 
 
 def _can_pull(written: Mapping[str, Any]) -> bool:

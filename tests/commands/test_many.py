@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands import check
+from pipeline.commands.request import request
 from pipeline.commands.servers_request import ServersRequest, servers_request
+from pipeline.commands.session import Session
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import REPOSITORY
 from pipeline.serve.config.named import registry
@@ -90,3 +93,26 @@ def test_names_and_numbers() -> None:
 def test_the_registry() -> None:
     assert registry({}) == DEFAULT, "wherever the command is typed"
     assert registry({"LLM_PROFILES_CONFIG_PATH": "/p.yaml"}) == "/p.yaml"
+
+
+def test_what_is_wrong_in_a_model_table_is_told_once_and_where(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    tables = {
+        "a": "ref = '$M'",
+        "b": "ref = 'demo'\nquant = 'xx'",
+        "d": "ref = 'demo'\nlora = 'none-such'",
+        "e": "ref = 'demo'\nrevision = 'v1'",
+    }
+    models = (f"[instance.{name}.model]\n{text}\n" for name, text in tables.items())
+    ports = (f"[instance.{x}.server]\nport = {n}\n" for n, x in enumerate(tables, 9100))
+    file.write_text("".join([*models, *ports]))
+    words = {"config": str(file)}
+    with pytest.raises(UsageError) as caught:
+        check.check_servers(Session(request(words), words).servers)
+    found = [line for line in caught.value.message.splitlines() if ".model" in line]
+    assert [line.removeprefix("x.toml: instance.").split(": must be")[0] for line in found] == [
+        "a.model.ref = $M: not a valid reference",
+        'b.model.quant = "xx"',
+        'd.model.lora = "none-such": not a valid reference',
+        "e.model: revision: is for Hugging Face repositories only",
+    ]
