@@ -117,13 +117,15 @@ def test_a_ray_on_this_machine(here: tuple[Writer, str, int]) -> None:
 # Without Ray
 
 
-def test_the_token_of_a_cluster(tmp_path: Path) -> None:
+def test_the_token_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "folder" / "token"
     named = {"RAY_AUTH_TOKEN_PATH": str(file)}
     assert environment.token(named) == ""
     assert environment.make_token(file) and not environment.make_token(file)
     made = environment.token(named)
     assert len(made) == 64 and (os.name == "nt" or file.stat().st_mode & 0o77 == 0)
+    monkeypatch.setenv("LLAMA_PIPELINE_CWD", str(tmp_path))
+    assert environment.token({"RAY_AUTH_TOKEN_PATH": "folder/token"}) == made, "the user's folder"
     assert environment.token({**named, "RAY_AUTH_TOKEN": "x"}) == "x"
     assert environment.token({**named, "RAY_AUTH_MODE": "disabled"}) == ""
     with pytest.raises(UsageError, match="no token"):

@@ -207,8 +207,8 @@ class Cluster:
             raise PipelineError(
                 f"{self.shown}: answers {path} with {answer.status_code}: "
                 f"{answer.text[:1000].strip()}",
-                "see whether it is a Ray dashboard; a cluster's token goes into RAY_AUTH_TOKEN, or "
-                "into the file ~/.ray/auth_token",
+                "see whether it is a Ray dashboard; a cluster's token is in RAY_AUTH_TOKEN, or in "
+                "the file that RAY_AUTH_TOKEN_PATH names, else in ~/.ray/auth_token",
             )
         try:
             return json.decode(answer.content, type=type)

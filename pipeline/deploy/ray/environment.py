@@ -57,9 +57,9 @@ def _pip_calls(python: Path) -> list[list[str]]:
 
 
 def token_file(environ: Mapping[str, str]) -> Path:
-    """The file with the token of Ray's clusters, where Ray looks for it."""
+    """The file with the token of Ray's clusters, where Ray looks for it. Raises UsageError."""
     named = environ.get("RAY_AUTH_TOKEN_PATH", "").strip()
-    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+    return paths.absolute(named) if named else Path.home() / ".ray" / "auth_token"
 
 
 def token(environ: Mapping[str, str]) -> str:
