@@ -365,11 +365,16 @@ def test_what_cannot_be_meant_is_said_before_a_build(
 
 @pytest.mark.parametrize(
     "words",
-    ["gguf_path={}.gguf", "model=demo mmproj={}.gguf", "model=demo imatrix={}", "config={}"],
+    [
+        *("gguf_path={}.gguf", "safetensors_dir={}", "model=demo mmproj={}.gguf"),
+        *("model=demo imatrix={}", "model=demo api_key_file={}", "config={}"),
+    ],
 )
 def test_a_path_that_cannot_even_be_looked_for(bare: Doit, words: str) -> None:
-    wrong = bare("plan", *words.format("a" * 300).split(), status=3)
+    written = words.format("a" * 300).split()
+    wrong = bare("plan", *written, status=3)
     assert "error: " in wrong.err and "File name too long" in wrong.err
+    assert "config=" in words or f"error: {written[-1]}: " in wrong.err
     assert "Traceback" not in wrong.err
 
 

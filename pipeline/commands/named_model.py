@@ -15,6 +15,8 @@ from pipeline.models.reference import (
     SCHEME,
     Reference,
     existing,
+    exists,
+    is_file,
     missing,
     parse,
     require_revision,
@@ -76,7 +78,7 @@ def _own(variable: str, value: str) -> Reference:
     if SCHEME.match(value):
         raise UsageError(f"{variable}={value}: is an address", f"write model={value}")
     path = absolute(value)
-    if not path.exists():
+    if not exists(path):
         raise missing(variable, value, path)
     reference = existing(value, path)
     if (reference.kind == "folder") != (variable == "safetensors_dir"):
@@ -104,10 +106,11 @@ def projector(reference: Reference | None, value: str) -> tuple[Path | None, str
     if value.lower() in ("", NO_PROJECTOR):
         return None, value.lower()
     path = absolute(value)
-    if path.is_file():
+    if is_file(path):
         return path, NO_PROJECTOR
     if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
-        raise UsageError(f"mmproj={value}: {path} is no file", "a path of a .gguf, or none")
+        hint = "a path of a .gguf, or none"
+        raise missing("mmproj", value, path, hint, why="is no file")
     return None, value
 
 

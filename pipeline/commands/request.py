@@ -21,6 +21,8 @@ from pipeline.models.reference import (
     FileFilter,
     Reference,
     exists,
+    is_file,
+    missing,
     split_scale,
 )
 from pipeline.serve.config import synonyms
@@ -230,12 +232,12 @@ def _file(name: str, value: str, hint: str = "") -> Path | None:
     if not value:
         return None
     path = absolute(value)
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         hint = hint or "it is a folder; name the file in it"
     elif "://" in value:
         hint = hint or "it is an address; download it, and name the file"
-    if not path.is_file():
-        raise UsageError(f"{name}={value}: {path} is no file", hint)
+    if not is_file(path):
+        raise missing(name, value, path, hint, why="is no file")
     return path
 
 

@@ -4,6 +4,7 @@ of the hub as it is copied from a browser or from another program's command."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -176,7 +177,14 @@ def exists(path: Path) -> bool:
         return False
 
 
-def missing(variable: str, text: str, path: Path, hint: str = "") -> UsageError:
+def is_file(path: Path) -> bool:
+    """Whether there is such a file."""
+    return exists(path) and path.is_file()
+
+
+def missing(
+    variable: str, text: str, path: Path, hint: str = "", *, why: str = "does not exist"
+) -> UsageError:
     """The error for a path that does not exist, may not be looked at, or leads to a disk that is
     not mounted."""
     try:
@@ -186,11 +194,12 @@ def missing(variable: str, text: str, path: Path, hint: str = "") -> UsageError:
             f"{variable}={text}: {path} cannot be looked at: {error.strerror}",
             "let this user read it, and enter the folders above it",
         )
-    except OSError:
-        pass  # told below
+    except OSError as error:  # what is not there is told below
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return UsageError(f"{variable}={text}: {path} {why}: {error.strerror}", hint)
     if link := dangling(path):
         return UsageError(f"{variable}={text}: {link.message}", link.hint)
-    return UsageError(f"{variable}={text}: {path} does not exist", hint)
+    return UsageError(f"{variable}={text}: {path} {why}", hint)
 
 
 def existing(text: str, path: Path, note: str = "") -> Reference:

@@ -228,7 +228,7 @@ def _model_errors(spec: InstanceSpec) -> Iterator[str]:
         except ValueError as allowed:
             yield spec.line("model.quant", f" = {shown(quant)}: must be {allowed}")
     imatrix = spec.model.get("imatrix")
-    if imatrix and not Path(imatrix).is_file():
+    if imatrix and not reference.is_file(Path(imatrix)):
         yield f"{spec.at('model.imatrix')}: {imatrix} is no file"
 
 
