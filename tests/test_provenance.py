@@ -354,6 +354,30 @@ def test_what_cannot_be_a_key(bare: Doit, tmp_path: Path) -> None:
     assert "Traceback" not in wrong.err and not file.with_name("model.gguf.sig").exists()
 
 
+@pytest.mark.parametrize("kind", ["rsa", "ed25519"])
+def test_a_key_of_another_kind(bare: Doit, tmp_path: Path, kind: str) -> None:
+    file, key, public = (tmp_path / name for name in ("model.gguf", "key.pem", "key.pub"))
+    file.write_bytes(b"GGUF")
+    openssl("genpkey", "-algorithm", kind, "-out", key)
+    openssl("pkey", "-in", key, "-pubout", "-out", public)
+    wrong = bare("sign", f"pkg={file}", f"key={key}", status=3)
+    assert f"key={key}: cannot be used: it is a key of another kind" in wrong.err
+    file.with_name("model.gguf.sig").touch()
+    wrong = bare("verify", f"pkg={file}", f"public_key={public}", status=3)
+    assert f"public_key={public}: cannot be used: it is a key of another kind" in wrong.err
+
+
+@pytest.mark.parametrize("text", ["", "{}", "\xff"])
+def test_a_signature_that_is_none(bare: Doit, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    file.with_name("model.gguf.sig").write_bytes(text.encode("latin-1"))
+    wrong = bare("verify", f"pkg={file}", f"public_key={key_pair(tmp_path, 'mine')[1]}", status=1)
+    assert (
+        f"{file}: its signature model.gguf.sig cannot be checked: it is no signature" in wrong.err
+    )
+
+
 @pytest.mark.slow
 def test_a_package_says_what_is_in_it_and_what_it_was_made_from(
     doit: Doit, package: Path, tmp_path: Path

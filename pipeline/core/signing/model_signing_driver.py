@@ -18,6 +18,7 @@ from typing import Any
 KEY = "key"
 CHANGED = "is not what was signed"
 OTHER_KEY = "was signed with another key"
+NO_CURVE = "it is a key of another kind, such as RSA or Ed25519, not of an elliptic curve"
 
 
 def main(words: list[str]) -> None:
@@ -29,7 +30,9 @@ def main(words: list[str]) -> None:
         public = public_half(Path(key), Path(scratch)) if action == "sign" else Path(key)
         model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)
     except Exception as error:
-        answers, rows = {KEY: str(error) or type(error).__name__}, []
+        has_no_curve = getattr(error, "name", "") == "curve"
+        answers = {KEY: NO_CURVE if has_no_curve else str(error) or type(error).__name__}
+        rows = []
     for row in rows:
         target, signature, *made = map(Path, json.loads(row))
         why = problem(model_signing, public, target, signature) if signature.is_file() else "none"
@@ -76,6 +79,8 @@ def problem(model_signing: Any, public: Path, target: Path, signature: Path) -> 
             return CHANGED
         if type(error).__name__ == "InvalidSignature" or "Key mismatch" in text:
             return OTHER_KEY
+        if isinstance(error, KeyError | UnicodeDecodeError | json.JSONDecodeError):
+            text = "it is no signature; sign again, or get the file that sign wrote"
         return f"its signature {signature.name} cannot be checked: {text or type(error).__name__}"
     return ""
 
