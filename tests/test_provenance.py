@@ -367,6 +367,13 @@ def test_a_key_of_another_kind(bare: Doit, tmp_path: Path, kind: str) -> None:
     assert f"public_key={public}: cannot be used: it is a key of another kind" in wrong.err
 
 
+def test_a_gguf_that_is_cut_is_wrong(bare: Doit, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF\x03\0\0\0\x01")
+    wrong = bare("verify", f"model={file}", status=1)
+    assert f"\n{file}: is not a usable GGUF: it ends inside its header" in wrong.err
+
+
 @pytest.mark.parametrize("text", ["", "{}", "\xff"])
 def test_a_signature_that_is_none(bare: Doit, tmp_path: Path, text: str) -> None:
     file = tmp_path / "model.gguf"

@@ -73,6 +73,9 @@ def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
     if reference := model.request.reference:
         if reference.kind == "folder" and model.request.public_key and model.known() is None:
             return  # a folder of somebody's, of which the signature alone is checked
+        if reference.path and reference.kind == "gguf" and model.known() is None:
+            yield reference.path, None  # what is wrong with its header is told of it
+            return
         resolved = model.require_resolved()
         tops = [home.models / "gguf" / resolved.slug, home.models / "source" / resolved.slug]
         if resolved.local and resolved.kind == "gguf":
@@ -107,7 +110,9 @@ def problem_of(path: Path, entry: Entry | None) -> str:
     try:
         problem = check(path, entry)
         return checked_again(path, problem) if problem and entry else problem
-    except (OSError, PipelineError) as error:
+    except PipelineError as error:
+        return error.message.removeprefix(f"{path}: ")
+    except OSError as error:
         return str(error)
 
 
