@@ -314,7 +314,8 @@ def _of_table(spec: InstanceSpec, message: str) -> str:
     if name == "model":
         return spec.line("model.ref", f" = {rest}")
     value, _, why = rest.partition(": ")
-    return spec.line(f"model.{name}", f" = {shown(value)}: {why}")
+    written = "" if why.startswith(value) else f" = {shown(value)}"  # a path that `why` has
+    return spec.line(f"model.{name}", f"{written}: {why}")
 
 
 def _can_pull(written: Mapping[str, Any]) -> bool:

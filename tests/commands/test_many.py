@@ -101,6 +101,7 @@ def test_what_is_wrong_in_a_model_table_is_told_once_and_where(tmp_path: Path) -
         "a": "ref = '$M'",
         "b": "ref = 'demo'\nquant = 'xx'",
         "d": "ref = 'demo'\nlora = 'none-such'",
+        "f": "ref = 'demo'\nimatrix = 'none-such'",
         "e": "ref = 'demo'\nrevision = 'v1'",
     }
     models = (f"[instance.{name}.model]\n{text}\n" for name, text in tables.items())
@@ -110,9 +111,12 @@ def test_what_is_wrong_in_a_model_table_is_told_once_and_where(tmp_path: Path) -
     with pytest.raises(UsageError) as caught:
         check.check_servers(Session(request(words), words).servers)
     found = [line for line in caught.value.message.splitlines() if ".model" in line]
-    assert [line.removeprefix("x.toml: instance.").split(": must be")[0] for line in found] == [
+    expected = (
         "a.model.ref = $M: not a valid reference",
-        'b.model.quant = "xx"',
+        'b.model.quant = "xx": must be',
         'd.model.lora = "none-such": not a valid reference',
+        f"f.model.imatrix: {tmp_path / 'none-such'} is no file",
         "e.model: revision: is for Hugging Face repositories only",
-    ]
+    )
+    for line, start in zip(found, expected, strict=True):
+        assert line.startswith(f"x.toml: instance.{start}")
