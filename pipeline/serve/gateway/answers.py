@@ -22,6 +22,12 @@ RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows b
 # How llama-server says, with status 500, that a request is wrong.
 NO_TEXT = b"does not support logits computation"
 TOO_LONG = re.compile(rb"input \((\d+) tokens\) is too large to process.{0,80}size: (\d+)\)")
+NO_INPUT = re.compile(rb"(image|audio|video) input is not supported")
+# Of these its own words are told; 316 is an answer that is no UTF-8.
+WRONG = re.compile(
+    r"'\w+' is required|\[json\.exception\.(?!type_error\.316)|"
+    "Failed to parse (tools|messages|tool_choice)"
+)
 TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for Anthropic's API
 Details = Mapping[str, Mapping[str, Any]]
 
@@ -54,7 +60,22 @@ def clients_fault(name: str, text: bytes) -> str:
             f"the input has {count} tokens, and {name} takes {most} at most at once: send shorter "
             "parts, or raise ubatch_size in its server table where the model was trained for more"
         )
-    return ""
+    if match := NO_INPUT.search(text):
+        return (
+            f"{name} takes no {match[1].decode()} input: it is served without a projector, which "
+            "mmproj in its model table names where there is one"
+        )
+    message = _message(text)
+    return message if WRONG.match(message) else ""
+
+
+def _message(text: bytes) -> str:
+    """What an instance's error says; empty where it has another form."""
+    try:
+        document = msgspec.json.decode(text, type=dict[str, dict[str, Any]])
+    except (msgspec.MsgspecError, RecursionError):
+        return ""
+    return str(document.get("error", {}).get("message") or "")
 
 
 def in_anthropics_form(status: int, text: bytes) -> bytes:

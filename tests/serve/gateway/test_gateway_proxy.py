@@ -260,6 +260,13 @@ def test_a_key_that_an_instance_refuses_is_not_the_clients(here: Site, tmp_path:
             "(current batch size: 512)",
             "the input has 3,002 tokens, and chat takes 512 at most",
         ),
+        (
+            "image input is not supported - hint: you may need to provide the mmproj",
+            "chat takes no image input: it is served without a projector",
+        ),
+        ("'messages' is required", "'messages' is required"),
+        ("[json.exception.out_of_range.406] number overflow parsing '1e400'", "'1e400'"),
+        ('Failed to parse tools: Missing tool type: {"x":1}', "Missing tool type"),
     ],
 )
 def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
@@ -274,8 +281,9 @@ def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     assert told in answer.json()["error"]["message"]
     assert here.post("/v1/messages", {"model": "chat", "do": do}).json()["type"] == "error"
-    other = json.dumps({"error": {"code": 500, "message": "other", "type": "server_error"}})
-    assert here.chat("chat", status=500, reply=other).status_code == 500
+    for own in ("other", "[json.exception.type_error.316] invalid UTF-8 byte"):
+        other = json.dumps({"error": {"code": 500, "message": own, "type": "server_error"}})
+        assert here.chat("chat", status=500, reply=other).status_code == 500
 
 
 def test_events_come_one_by_one(here: Site) -> None:
