@@ -64,7 +64,7 @@ async def read_body(request: Request, limit: int = MAX_BYTES) -> bytes:
     too_long = Refused(413, f"the request is longer than {limit:,} bytes", closes=True)
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_long
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise Refused(415, "compressed requests are not supported; send the body uncompressed")
     blocks, count = [], 0
     async for block in _blocks(request):

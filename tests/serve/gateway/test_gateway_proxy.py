@@ -331,7 +331,7 @@ def test_a_long_body_is_refused_before_it_is_read(here: Site) -> None:
 def test_a_compressed_body_is_refused_with_what_to_do(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
-    for coding, status in (("gzip", 415), ("identity", 200), ("Identity", 200)):
+    for coding, status in (("gzip", 415), ("identity", 200), ("Identity", 200), ("", 200)):
         headers = {"Content-Encoding": coding}
         answer = here.post("/v1/chat/completions", {"model": "chat"}, headers=headers)
         assert answer.status_code == status
