@@ -291,8 +291,12 @@ def test_codex(built: Path, gguf: Path, tmp_path: Path) -> None:
                 [*words, "-m", model, "hello"], env=env, cwd=home, timeout=300, **more
             )
 
-        done = run("tiny")
-        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+        for _ in range(3):  # random weights may find their end before the first word
+            done = run("tiny")
+            assert done.returncode == 0, done.stderr
+            if done.stdout.strip():
+                break
+        assert done.stdout.strip(), done.stderr
         assert here.metric('llama_gateway_requests_total{instance="tiny",status="200"}') >= 1
         missing = run("tinny")
         assert missing.returncode and "403" in missing.stderr
