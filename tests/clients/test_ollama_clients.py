@@ -148,8 +148,9 @@ def test_images(client: ollama.Client, built: Path, gguf: Path, tmp_path: Path) 
 
     picture = png(b"\xff\x00\x00").partition(",")[2]
     turn = {"role": "user", "content": "what is this", "images": [picture]}
-    with pytest.raises(ollama.ResponseError, match="image input is not supported"):
+    with pytest.raises(ollama.ResponseError, match="tiny takes no image input") as refused:
         client.chat("tiny", [turn])
+    assert refused.value.status_code == 400
     width = read(gguf).values["llama.embedding_length"]
     tiny_projector.make(tmp_path / "mmproj.gguf", width=width)
     with site(tmp_path) as here:
