@@ -334,10 +334,8 @@ def named(model: Model, commit: str = "") -> list[str]:
 
 def repeating(model: Model, report: QualityReport) -> list[str]:
     """The commands that measure the same again, as they can be typed."""
-    quants, own = (
-        ",".join(each.quant.lower() for each in report.qualities),
-        model.request.sample_text,
-    )
+    own = model.request.sample_text
+    quants = ",".join(each.quant.lower() for each in report.qualities)
     words = [*named(model), f"quants={quants}", *([f"text={own}"] if own else [])]
     words.append(f"chunks={model.request.chunks}")
     words += [f"ctx_size={model.request.ctx_size}"] if model.request.ctx_size else []

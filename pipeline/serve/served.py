@@ -40,13 +40,13 @@ def files(server: Server) -> list[Path]:
 
 
 def contents(server: Server) -> str:
-    """A digest of what `files` and the key file hold, those of a vLLM's folder among them, which
-    changes where one is replaced. Of large ones, and of those, size and time say so. A log and
-    whatever else the server writes does not count."""
+    """A digest that changes where a file is replaced that the server reads: `files`, the key file,
+    and those in the folder of a vLLM's model. A small file counts by what it holds, a large one by
+    its size and time; what the server itself writes, such as a log, does not count."""
     written = [os.path.realpath(Path(server.folder, server.argument(x))) for x in WRITTEN]
     named = [*files(server), *map(Path, filter(None, [server.api_key_file]))]
-    if server.engine == VLLM:
-        named += sorted(Path(server.folder, server.argument("--model")).glob("*.*"))
+    if server.engine == VLLM and (model := server.argument("--model")):
+        named += sorted(Path(server.folder, model).glob("*.*"))
     digest = hashlib.sha256()
     for file in dict.fromkeys(named):
         if str(file) not in written:
