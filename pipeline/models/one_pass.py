@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from pipeline.core import capacity, log
 from pipeline.core.paths import Home
 from pipeline.core.progress import bar
@@ -90,99 +92,133 @@ def make(
     """Make the quantized GGUF from safetensors unless it is current. `program` is llama-quantize;
     `check` looks at the header before any tensor is converted. False: the model takes two steps
     after all, which was said. Hold the lock of the unquantized GGUF. Raises PipelineError."""
-    resolved, matrix = conversion.resolved, quantization.imatrix
-    title = f"{resolved.name} to {quantization.quant}"
-    log_file = home.logs / f"quantize-{resolved.slug}-{quantization.quant.lower()}.log"
-    # Of the input only the hash is made, and known once all of it was converted.
-    recipe = dict(quantization.recipe(home, tool, quantization.input_identity(home) or ""))
+    making = _Making(quantization, conversion, home, program, library, tool, force, check)
+    try:
+        artifacts.make(
+            quantization.target,
+            making.recipe,
+            making,
+            source=conversion.resolved.source,
+            force=force,
+            sandbox=strength().name,
+        )
+    except Declined as why:
+        log.info(f"{making.title}: in two steps, converted and then quantized: {why}")
+        return False
+    return True
 
-    def maker(made: Path) -> None:
+
+class _Making(Struct):
+    """What `make` was asked for; called with the path of the file to write."""
+
+    quantization: Quantization
+    conversion: Conversion
+    home: Home
+    program: Path
+    library: Path
+    tool: Mapping[str, Any]
+    force: bool
+    check: Callable[[Path], None] | None
+    title: str = ""
+    recipe: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        made_from, tool = self.quantization, self.tool
+        self.title = f"{self.conversion.resolved.name} to {made_from.quant}"
+        # Of the input only the hash is made, and known once all of it was converted.
+        digest = made_from.input_identity(self.home) or ""
+        self.recipe = dict(made_from.recipe(self.home, tool, digest))
+
+    def __call__(self, made: Path) -> None:
         made.touch()
         with (
-            staging.workspace(made, slug(resolved.name)) as (folder, scratch),
-            bar(f"converting and quantizing {title}") as update,
+            staging.workspace(made, slug(self.conversion.resolved.name)) as (folder, scratch),
+            bar(f"converting and quantizing {self.title}") as update,
         ):
-            # Not in `scratch`, where a hostile model could put a link in the place of a file.
-            exchange = scratch.with_name(".exchange")
-            exchange.mkdir()
-            header, plan_file, result_file = (exchange / n for n in (HEADER, PLAN, RESULT))
-            plan_file.touch()
-            watch = convert.progress(update)
-            words = convert.argv(conversion, converter.installed(home).python, folder, header)
-            declined = ""
-
-            def on_line(line: str) -> None:
-                nonlocal declined
-                watch(line)
-                declined = line  # the last one says why, where it declines
-                if line == READY:
-                    look(header)
-                    plan = planned(quantization, program, header)
-                    require_space(made.parent, plan.pop("bytes"))
-                    threads = capacity.processors()
-                    plan |= {"library": str(library), "out": str(made), "threads": threads}
-                    plan_file.write_text(json.dumps(plan) + "\n", encoding="utf-8")
-
-            status = convert.run_converter(
-                conversion,
-                home,
-                [*words[:2], ONE_PASS, str(exchange), *words[2:]],
-                folder,
-                made,
-                scratch,
-                log=log_file,
-                on_line=on_line,
-                read=[QUANTIZER, library.parent, plan_file, *([matrix] if matrix else [])],
-                write=[header, result_file],
-                timeout=tools.seconds("quantize", resolved.bytes),
-            )
-            if status == DECLINED:
-                raise Declined(declined)
-            if status:
-                convert.require_whole_converter(home, log_file)
-                raise convert.failed(conversion, status, log_file)
-            result = json.loads(result_file.read_text(encoding="utf-8"))
+            result = self._convert(made, folder, scratch, convert.progress(update))
         tools.read_made(made)
-        recipe["input"] = f"sha256:{result['sha256']}"
-        if quantization.types is not None:
-            mix_file.record(quantization, home, tool, recipe["input"], force=force)
+        self.recipe["input"] = f"sha256:{result['sha256']}"
+        if self.quantization.types is not None:
+            mix_file.record(
+                self.quantization, self.home, self.tool, self.recipe["input"], force=self.force
+            )
         receipts.change(
-            conversion.target,
+            self.conversion.target,
             Entry(
-                recipe=conversion.recipe,
+                recipe=self.conversion.recipe,
                 size=result["size"],
                 mtime_ns=None,  # as of one that was removed
                 sha256=result["sha256"],
                 made_at=receipts.now(),
                 seconds=0,
-                source=resolved.source,
+                source=self.conversion.resolved.source,
                 keep=False,
                 sandbox=strength().name,
             ),
         )
 
-    def look(header: Path) -> None:
+    def _convert(
+        self, made: Path, folder: Path, scratch: Path, watch: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Run the converter; the size and the hash of the GGUF in between. Raises PipelineError,
+        or Declined."""
+        conversion, quant = self.conversion, self.quantization.quant
+        # Not in `scratch`, where a hostile model could put a link in the place of a file.
+        exchange = scratch.with_name(".exchange")
+        exchange.mkdir()
+        header, plan_file, result_file = (exchange / n for n in (HEADER, PLAN, RESULT))
+        plan_file.touch()
+        words = convert.argv(conversion, converter.installed(self.home).python, folder, header)
+        log_file = self.home.logs / f"quantize-{conversion.resolved.slug}-{quant.lower()}.log"
+        last = ""  # line, which says why where it declines
+
+        def on_line(line: str) -> None:
+            nonlocal last
+            watch(line)
+            last = line
+            if line == READY:
+                self._look(header)
+                plan_file.write_text(json.dumps(self._plan(header, made)) + "\n", encoding="utf-8")
+
+        matrix = self.quantization.imatrix
+        status = convert.run_converter(
+            conversion,
+            self.home,
+            [*words[:2], ONE_PASS, str(exchange), *words[2:]],
+            folder,
+            made,
+            scratch,
+            log=log_file,
+            on_line=on_line,
+            read=[QUANTIZER, self.library.parent, plan_file, *([matrix] if matrix else [])],
+            write=[header, result_file],
+            timeout=tools.seconds("quantize", conversion.resolved.bytes),
+        )
+        if status == DECLINED:
+            raise Declined(last)
+        if status:
+            convert.require_whole_converter(self.home, log_file)
+            raise convert.failed(conversion, status, log_file)
+        result: dict[str, Any] = json.loads(result_file.read_text(encoding="utf-8"))
+        return result
+
+    def _look(self, header: Path) -> None:
         """The checks of a conversion. Raises PipelineError, or Declined without sparse files."""
-        start = gguf.parse(contents.local(header, resolved.name), is_whole=False)
+        name = self.conversion.resolved.name
+        start = gguf.parse(contents.local(header, name), is_whole=False)
         if not skeleton.extend_by_hole(header, padded(start.size)):
             raise Declined("this disk has no sparse files")
-        kinds.require_model([start], resolved.name)
-        if check:
-            check(header)
+        kinds.require_model([start], name)
+        if self.check:
+            self.check(header)
 
-    try:
-        artifacts.make(
-            quantization.target,
-            recipe,
-            maker,
-            source=resolved.source,
-            force=force,
-            sandbox=strength().name,
-        )
-    except Declined as why:
-        log.info(f"{title}: in two steps, converted and then quantized: {why}")
-        return False
-    return True
+    def _plan(self, header: Path, made: Path) -> dict[str, Any]:
+        """What run_quantizer.py is told. Raises PipelineError where the disk has too little room,
+        or Declined."""
+        plan = planned(self.quantization, self.program, header)
+        require_space(made.parent, plan.pop("bytes"))
+        threads = capacity.processors()
+        return plan | {"library": str(self.library), "out": str(made), "threads": threads}
 
 
 def planned(quantization: Quantization, program: Path, header: Path) -> dict[str, Any]:
