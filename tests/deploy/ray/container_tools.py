@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import secrets
 import signal
+import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fakes import hub as hubs
 
 from pipeline.core.errors import PipelineError
 from pipeline.deploy.ray.cluster import Cluster, ReplicaDetails
+from pipeline.serve.server import GATEWAY
 
 FAKES = REPOSITORY / "tests" / "fakes"
 HUB, HEAD = 2, 10  # the last numbers of the addresses of the hub and of the head
@@ -38,7 +39,7 @@ class Containers:
         self._token_file.write_text(self.token)
         self.network = self._made_network()
         self.addresses: dict[str, str] = {}
-        self._last_numbers = itertools.count(HEAD)
+        self._made = 0  # containers
         self.hub = ""
 
     def _made_network(self) -> str:
@@ -75,16 +76,30 @@ class Containers:
     def start(self, name: str) -> None:
         """Start a node as docs/cluster.md says; the first one is the head."""
         head = self.addresses.get("head")
-        self.addresses[name] = f"{self.network}.{next(self._last_numbers)}"
         node = f"{head}:6379" if head else "head"
+        token = (f"--volume={self._token_file}:{TOKEN}:ro", f"--env=RAY_AUTH_TOKEN_PATH={TOKEN}")
+        words = ("doit", "ray", f"node={node}", f"host={self._next_address}")
+        self.run(name, "--restart=always", *token, words=words)
+        wait_for(lambda: self._has(name), 300)
+
+    @property
+    def _next_address(self) -> str:
+        return f"{self.network}.{HEAD + self._made}"
+
+    def run(self, name: str, *flags: str, words: Sequence[str]) -> None:
+        """Start a container of the image, with these flags of Docker's and this command."""
+        self.addresses[name] = self._next_address
+        self._made += 1
         self.docker(
             *("run", "--detach", f"--name={self._container(name)}", f"--hostname={name}"),
-            *(f"--network={self.name}", f"--ip={self.addresses[name]}", "--restart=always"),
-            *("--shm-size=256m", PROCESSORS, f"--volume={self._token_file}:{TOKEN}:ro"),
-            *(f"--env=RAY_AUTH_TOKEN_PATH={TOKEN}", f"--env=HF_ENDPOINT={self.hub}", self.image),
-            *("doit", "ray", f"node={node}", f"host={self.addresses[name]}"),
+            *(f"--network={self.name}", f"--ip={self.addresses[name]}", "--shm-size=256m"),
+            *(PROCESSORS, f"--env=HF_ENDPOINT={self.hub}", *flags, self.image, *words),
         )
-        wait_for(lambda: self._has(name), 300)
+
+    def succeeds(self, name: str, command: str) -> bool:
+        """Whether a command line does in a container, as a probe of Kubernetes runs it."""
+        inside = self.docker.cli("exec", self._container(name), "bash", "-c", command)
+        return subprocess.run(inside, capture_output=True).returncode == 0
 
     def _has(self, name: str) -> bool:
         try:
@@ -113,6 +128,21 @@ class Containers:
             for name, address in self.addresses.items()
         }
 
+    def serves(self, name: str) -> list[str]:
+        """The applications that have a running replica on a node, but for the gateway."""
+        apps = self.cluster.serves().applications
+        return [app for app in apps if app != GATEWAY for _ in self.replicas(app)[name]]
+
+    def pids(self, app: str) -> set[tuple[str, int | None]]:
+        """The running replicas of an application: node, and number within its container."""
+        return {(name, each.pid) for name, found in self.replicas(app).items() for each in found}
+
+    def models(self, name: str) -> dict[str, str]:
+        """The SHA-256 of each GGUF on a node, by its file's name."""
+        find = "find /data -name '*.gguf' -exec sha256sum {} +"
+        lines = self.docker("exec", self._container(name), "sh", "-c", find).splitlines()
+        return {path.rpartition("/")[2]: digest for digest, path in map(str.split, lines)}
+
     def processes(self, name: str, program: str = "") -> list[int]:
         """The processes of a node, or those of a program, by their numbers on this machine."""
         top = self.docker("top", self._container(name), "-eo", "pid,comm", check=False)
@@ -123,6 +153,10 @@ class Containers:
         """Kill the only process of a program on a node."""
         (pid,) = self.processes(name, program)
         os.kill(pid, signal.SIGKILL)
+
+    def kill_within(self, name: str, pid: int | None) -> None:
+        """Kill a process by its number within the container."""
+        self.docker("exec", self._container(name), "sh", "-c", f"kill -9 {pid}")
 
     def cut(self, name: str) -> None:
         """Take a node off the network."""
@@ -152,3 +186,4 @@ class Containers:
             self.remove(name)
         self.docker("rm", "--force", f"{self.name}-hub", check=False)
         self.docker("network", "rm", self.name)
+        self.docker("volume", "rm", "--force", f"{self.name}-data")
