@@ -365,10 +365,11 @@ def test_a_rayservice(write: Writer) -> None:
     assert spec.keys() == {"serveConfigV2", "rayClusterConfig"}
     cluster = spec["rayClusterConfig"]
     assert cluster.keys() == {
-        *("rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"),
-        "workerGroupSpecs",
+        *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"),
+        *("headGroupSpec", "workerGroupSpecs"),
     }
     assert cluster["rayVersion"] == environment.version()
+    assert cluster["authOptions"] == {"mode": "token"}
     groups = cluster["workerGroupSpecs"]
     assert cluster["headGroupSpec"].keys() == {"rayStartParams", "template"}
     sizes = {x["groupName"]: (x["minReplicas"], x["replicas"], x["maxReplicas"]) for x in groups}

@@ -105,6 +105,7 @@ def documents(plan: ClusterPlan, options: Options, ray: str) -> list[dict[str, A
                 "serveConfigV2": _yaml(plan.body),
                 "rayClusterConfig": {
                     "rayVersion": ray,
+                    "authOptions": {"mode": "token"},  # the operator makes one
                     **(scaling if any(group.least < group.most for group in made) else {}),
                     "headGroupSpec": {
                         "rayStartParams": {"dashboard-host": EVERYWHERE, "num-cpus": "0"},
