@@ -306,6 +306,11 @@ def test_vllm_on_several_nodes_has_a_placement_group(write: Writer) -> None:
     _, service = yaml.safe_load_all((write.out / "rayservice.yaml").read_text("utf-8"))
     (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][1:]
     assert group["replicas"] == 2 and group["rayStartParams"]["num-gpus"] == "2"
+    inside = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]
+    (replica,) = inside["deployments"]
+    for name in ("GPU", "pod:big"):
+        needed = sum(bundle[name] for bundle in replica["placement_group_bundles"])
+        assert needed == 2 * of_pod(group["rayStartParams"])[name] == 4
 
 
 def test_vllm_on_one_node_has_all_gpus_of_its_parts(write: Writer, tmp_path: Path) -> None:
@@ -387,8 +392,22 @@ def test_a_rayservice(write: Writer) -> None:
     assert inside["http_options"] == {"host": "0.0.0.0", "port": 9000}
     gateway = inside["applications"][-1]["deployments"][0]
     assert gateway["user_config"]["settings"]["api_key_file"] == "/etc/llama/keys/api-key"
-    resources = json.loads(json.loads(groups[0]["rayStartParams"]["resources"]))
-    assert gateway["ray_actor_options"]["resources"].keys() == resources.keys()
+    offered = {group["groupName"]: of_pod(group["rayStartParams"]) for group in groups}
+    for app in inside["applications"]:
+        (deployment,) = app["deployments"]
+        options = deployment["ray_actor_options"]
+        needs = {"CPU": options["num_cpus"], "memory": options["memory"], **options["resources"]}
+        fits = {
+            name for name, has in offered.items() if all(has.get(x, 0) >= needs[x] for x in needs)
+        }
+        assert fits == {app["name"]}  # it would take the room of what its pods are for
+
+
+def of_pod(params: dict[str, str]) -> dict[str, float]:
+    """What Ray takes a pod for."""
+    custom = json.loads(json.loads(params.get("resources", '"{}"')))
+    named = {"CPU": "num-cpus", "GPU": "num-gpus", "memory": "memory"}
+    return {name: float(params[at]) for name, at in named.items()} | custom
 
 
 def test_without_an_image_nothing_is_for_kubernetes(write: Writer) -> None:

@@ -54,7 +54,7 @@ class Resources(Struct, frozen=True, kw_only=True):
         """The same in parts that a node each can hold: vLLM takes one GPU of each."""
         if not self.is_divided:
             return [self.amounts]
-        others: list[dict[str, float]] = [{GPU: 1}] * (self.gpus - 1)
+        others: list[dict[str, float]] = [{GPU: 1, **self.custom}] * (self.gpus - 1)
         return [{**self.amounts, GPU: 1}, *others]
 
     @property

@@ -33,7 +33,7 @@ from .environment import CUT_OFF
 KEYS = "/etc/llama/keys"
 GIB = 1024**3
 HEAD = Resources(cpus=1, memory=4 * GIB)
-ON_GATEWAY = Resources(cpus=1, memory=GIB, custom={GATEWAY: 1.0})
+ON_GATEWAY = Resources(cpus=1, memory=GIB)
 BESIDE = GIB  # bytes of Ray's processes in a pod
 IDLE_SECONDS = 60  # without a replica until the autoscaler removes a pod
 
@@ -47,6 +47,22 @@ class PodGroup(Struct, frozen=True, kw_only=True):
     most: int
 
 
+def placed(plan: ClusterPlan) -> ClusterPlan:
+    """The plan with a resource that keeps each replica on the pods of its own group: on those of
+    another it might fit, too, and leave no room there for what they are for."""
+    names: dict[str, str] = {}
+    servers = []
+    for server in plan.servers:
+        needs = json.dumps([server.resources.amounts, server.resources.is_divided])
+        name = names.setdefault(needs, kubernetes_name(server.name))
+        servers.append(replace(server, resources=_only_on(name, server.resources)))
+    return replace(plan, servers=tuple(servers), ingress=_only_on(GATEWAY, plan.ingress))
+
+
+def _only_on(group: str, resources: Resources) -> Resources:
+    return replace(resources, custom={**resources.custom, f"pod:{group}": 1.0})
+
+
 def groups(plan: ClusterPlan, gpus: int) -> list[PodGroup]:
     """The gateway's pods, and those of each kind of node, named after the first server on it. A
     server that is divided has pods with so many `gpus` each."""
@@ -57,7 +73,8 @@ def groups(plan: ClusterPlan, gpus: int) -> list[PodGroup]:
         if resources.is_divided:
             each = min(gpus, resources.gpus)
             pods = math.ceil(resources.gpus / each)
-            resources = replace(resources, gpus=each, is_divided=False)
+            custom = {name: float(each) for name in resources.custom}  # one for each part
+            resources = replace(resources, gpus=each, is_divided=False, custom=custom)
             least, most = least * pods, most * pods
         name = json.dumps(resources.amounts)
         before = made.get(name)
@@ -78,7 +95,7 @@ def documents(plan: ClusterPlan, options: Options, ray: str) -> list[dict[str, A
     """The claim and the RayService; `ray` is the version in the image."""
     key_file = None if plan.settings.without_key else f"{KEYS}/{KEY}"
     inside = replace(plan.settings, host=EVERYWHERE, api_key_file=key_file)
-    plan = replace(plan, settings=inside, ingress=ON_GATEWAY)
+    plan = placed(replace(plan, settings=inside, ingress=ON_GATEWAY))
     made, configuration = groups(plan, options.gpus or 1), plan.configuration
     labels = {"app.kubernetes.io/part-of": configuration}
     namespace = {"namespace": options.namespace} if options.namespace else {}
