@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pipeline.core.errors import PipelineError, doitw
 from pipeline.core.log import info
-from pipeline.core.process import LAST_LINES, Process, lines_of, private
+from pipeline.core.process import LAST_LINES, Process, lines_of, private, without_backtrace
 
 KEPT = 5
 LONGEST = 10_000_000  # bytes
@@ -206,7 +206,8 @@ def pumped(
 
 def quoted(lines: Iterable[str]) -> str:
     """The last of them, indented and not too long, for an error message."""
-    return "\n".join(f"  | {line[:LONGEST_QUOTED]}" for line in list(lines)[-LAST_LINES:])
+    last = without_backtrace(lines)[-LAST_LINES:]
+    return "\n".join(f"  | {line[:LONGEST_QUOTED]}" for line in last)
 
 
 def lines(

@@ -20,7 +20,7 @@ from pathlib import Path
 from pipeline.core.errors import PipelineError
 from pipeline.core.log import info
 from pipeline.core.paths import CHOSEN_BY
-from pipeline.core.process import Process, shown
+from pipeline.core.process import KEPT_LINES, Process, shown
 from pipeline.core.process.stop import ask_to_stop, end_group, running
 
 from . import health
@@ -30,7 +30,6 @@ from .server import Server
 from .stopping import asked_to_stop, how
 
 POLL_SECONDS = 0.02
-KEPT_LINES = 200
 
 
 def foreground(

@@ -409,3 +409,26 @@ def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path, pause: str) -
     wait_for(lambda: bool((tmp_path / "pid").read_text()))
     pid = int((tmp_path / "pid").read_text())
     wait_for(lambda: gone(pid))
+
+
+# Of gdb and of glibc, which ggml prints after the reason.
+BACKTRACE = """[New LWP 21116]
+[Thread debugging using libthread_db enabled]
+Using host libthread_db library "/lib/x86_64-linux-gnu/libthread_db.so.1".
+0x00007f318b6f1c17 in __GI___wait4 (pid=21118, options=0) at ../sysdeps/unix/wait4.c:30
+30\t../sysdeps/unix/wait4.c: No such file or directory.
+warning: 30\t../sysdeps/unix/wait4.c: No such file or directory
+#0  0x00007f318b6f1c17 in __GI___wait4 (pid=21118) at ../sysdeps/unix/wait4.c:30
+30\tin ../sysdeps/unix/wait4.c
+#12 0x000055f1031601b1 in _start ()
+[Inferior 1 (process 21112) detached]
+/opt/a folder/libggml-base.so.0(+0x1768b)[0x7f5b8156c68b]
+/opt/libggml-base.so(ggml_abort+0x152) [0x7f5b8156c7de]
+llama-server(_ZN3foo3barEv+0x1)[0x7f5b8156c7de]
+"""
+
+
+def test_a_backtrace_does_not_hide_the_reason() -> None:
+    said = "ggml-rpc.cpp:547: Failed to connect\n[a line] of 0x10 # 3\n"
+    expected = ["  | ggml-rpc.cpp:547: Failed to connect", "  | [a line] of 0x10 # 3"]
+    assert process.indented(said + BACKTRACE).splitlines() == expected

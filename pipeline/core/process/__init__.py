@@ -32,7 +32,12 @@ from .stop import running, watched
 Argv = Sequence[str | os.PathLike[str]]
 Process = subprocess.Popen[bytes]
 WINDOWS = os.name == "nt"
-LAST_LINES = 15
+LAST_LINES = 15  # that are quoted
+KEPT_LINES = 200  # to quote from: a backtrace may follow what says why
+BACKTRACE = re.compile(  # as gdb and glibc print it for ggml, which shows nothing to users
+    r"#\d+ +0x|\[(New LWP|Thread debugging|Inferior) |Using host libthread_db|0x[0-9a-f]+ in |"
+    r"(warning: )?\d+\t(in )?\S+|.*\[0x[0-9a-f]+\]$"
+)
 LEFT_SECONDS = 5.0  # for what a program that has ended left in its pipe
 LONGEST_LINE = 1024 * 1024  # bytes; longer ones are split
 
@@ -356,7 +361,12 @@ def last_lines(log: Path, count: int = LAST_LINES) -> str:
 
 def indented(output: str, count: int = LAST_LINES) -> str:
     """The last lines of a program's output, for an error message."""
-    return "\n".join(f"  | {line}" for line in output.splitlines()[-count:])
+    return "\n".join(f"  | {line}" for line in without_backtrace(output.splitlines())[-count:])
+
+
+def without_backtrace(lines: Iterable[str]) -> list[str]:
+    """What a program that crashed has said, without where it was."""
+    return [line for line in lines if not BACKTRACE.match(line)]
 
 
 def start_attached(

@@ -28,13 +28,14 @@ from typing import Any
 from pipeline.core import log
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY, Home
-from pipeline.core.process import LAST_LINES, Process, lines_of, start
+from pipeline.core.process import KEPT_LINES, Process, lines_of, start
 from pipeline.core.process.stop import ask_to_stop, end_group
 from pipeline.core.store.locks import file_lock
 from pipeline.core.store.publish import disk_errors
 from pipeline.models import lockfile
 from pipeline.serve.config.named import OVERRIDES
 from pipeline.serve.gateway.servers import Target, View
+from pipeline.serve.logfile import quoted
 from pipeline.serve.server import BOOT, LLAMA_CPP
 from pipeline.serve.supervisor import state
 
@@ -81,7 +82,7 @@ class LocalServer:
             missing_ok=True
         )  # of an earlier replica: that its server is stopped, or ready
         self._view = View(at)
-        self._last: deque[str] = deque(maxlen=LAST_LINES)
+        self._last: deque[str] = deque(maxlen=KEPT_LINES)
 
     def start(self) -> None:
         """Begin to prepare its model and to start it. It ends with the thread that calls this.
@@ -136,7 +137,7 @@ class LocalServer:
             raise PipelineError(f"{self.name} is {target.state}: {target.reason}")
         if self._process and self._process.poll() is not None:
             self._pump.join(timeout=LAST_SECONDS)
-            lines = "\n".join(f"  | {line}" for line in self._last)
+            lines = quoted(self._last)
             raise PipelineError(f"{self.name} could not be started:\n{lines}")
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from threading import Event, Thread
 
-from pipeline.core.process import LAST_LINES, shown
+from pipeline.core.process import KEPT_LINES, shown
 from pipeline.core.process.stop import ask_to_stop, end_group, group_is_empty
 from pipeline.serve.guard.port import OwnPort
 from pipeline.serve.logfile import Log, pumped, quoted
@@ -37,7 +37,7 @@ class Child:
             self.process = port.start(command, environment(instance, at) | mark, **more)
         try:
             self.started = marker.start_time(self.process.pid)
-            self._last: deque[str] = deque(maxlen=LAST_LINES)
+            self._last: deque[str] = deque(maxlen=KEPT_LINES)
             printed = Event()
             sinks = (self.log, self._last.append, lambda line: printed.set())
             # A launcher may end before its server, whose output is still to be read.

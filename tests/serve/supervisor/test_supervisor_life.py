@@ -158,7 +158,9 @@ def test_a_broken_one_does_not_touch_the_others(servers: Servers, tmp_path: Path
 )
 def test_never_restarted(servers: Servers, tmp_path: Path, switches: list[str], text: str) -> None:
     servers.up(stand_in(tmp_path, "a", *switches, "--after", "1.5", restart="never"))
-    assert servers.until("a", FAILED, reason=text).restarts == 0
+    failed = servers.until("a", FAILED, reason=text)
+    assert failed.restarts == 0
+    assert "  | the last words" in failed.reason and "ggml_abort" not in failed.reason
 
 
 def test_a_good_end_is_no_failure(servers: Servers, tmp_path: Path) -> None:
