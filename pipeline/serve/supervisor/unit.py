@@ -23,6 +23,8 @@ Delegate=yes
 TimeoutStopSec={timeout:.0f}
 Restart=on-failure
 RestartSec=5
+# That of a wrong configuration: another try would fail as well.
+RestartPreventExitStatus=3
 
 [Install]
 WantedBy=default.target

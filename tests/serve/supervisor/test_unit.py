@@ -31,6 +31,8 @@ def test_what_it_says(tmp_path: Path) -> None:
     assert ' -m doit up "config=/a b/100%%.toml" price=$$5\n' in told
     assert "TimeoutStopSec=35\n" in told and "KillMode=mixed\n" in told
     assert "Delegate=yes\n" in told
+    # a wrong configuration is not tried again every 5 s
+    assert "Restart=on-failure\n" in told and "RestartPreventExitStatus=3\n" in told
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
