@@ -23,13 +23,13 @@ class UsageError(PipelineError):
     """Wrong usage or configuration, detected before any work: exit status 3."""
 
 
-def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """`; did you mean X?` for the nearest of `known`, or nothing."""
+def did_you_mean(word: str, known: list[str] | tuple[str, ...], cutoff: float = 0.6) -> str:
+    """`; did you mean X?` for the nearest of `known`, or nothing. `cutoff`: 1 would be the same."""
     import difflib
 
     swapped = [each for each in known if each.casefold() == word.casefold()]
     swapped += [each for each in known if sorted(each) == sorted(word)]  # the same letters
-    near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = swapped or difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -19,6 +19,7 @@ from pipeline.core.errors import PipelineError, UsageError, did_you_mean
 from pipeline.core.paths import REPOSITORY, absolute
 from pipeline.core.process import become, shown
 from pipeline.core.store import publish
+from pipeline.serve.config.named import misspelled
 from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import boot, container, package
@@ -30,12 +31,24 @@ def entrypoint(words: Sequence[str]) -> int:
     """Start what the variables name, then run the command; that alone where the start fails and
     people can log in to mend it."""
     try:
-        return container.run(boot.boot(os.environ, words), os.environ)
+        return container.run(requested(words), os.environ)
     except PipelineError as error:
         if not (words and container.notify(os.environ, str(error))):
             raise
         log.info(f"error: {error}")
         return container.run(boot.Boot(command=tuple(words)), os.environ)
+
+
+def requested(words: Sequence[str] = ()) -> boot.Boot:
+    """What the environment names. Of variables that are almost ours doit tells where it starts the
+    servers, and this where nothing is started. Raises UsageError."""
+    found = boot.Boot()
+    try:
+        found = boot.boot(os.environ, words)
+        return found
+    finally:
+        for line in () if found.sources else misspelled(os.environ):
+            log.info(line)
 
 
 def get_package(words: Sequence[str]) -> int:
@@ -87,7 +100,7 @@ def _require_no_arguments(words: Sequence[str]) -> None:
 ALONE = ("boot", "healthcheck", "sbom")  # commands without arguments
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "entrypoint": entrypoint,
-    "boot": lambda words: container.up(boot.boot(os.environ), os.environ),
+    "boot": lambda words: container.up(requested(), os.environ),
     "get-llama-cpp-pkg": get_package,
     "install-llama-cpp-pkg": get_package,
     "check-and-run-llama-cpp": check_and_run(LLAMA_CPP),

@@ -56,6 +56,8 @@ def session() -> Session:
     if is_plain_doit():
         read_as_doitw_does()
     place(os.environ)
+    for line in misspelled(os.environ):
+        log.info(line)
     inherited = launch_settings(os.environ)
     for name in inherited:
         del os.environ[name]
@@ -64,8 +66,6 @@ def session() -> Session:
             f"not used, though set: {', '.join(inherited)}; give options as "
             "server.NAME=…, a key as api_key_file=…"
         )
-    for line in misspelled(os.environ):
-        log.info(line)
     words, steps = typed()
     try:
         requested = request(words, by_name="remove" in steps)

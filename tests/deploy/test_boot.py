@@ -122,5 +122,16 @@ def test_where_people_log_in_a_wrong_configuration_ends_nothing(tmp_path: Path, 
     assert run(INFER_DEV_NOTICE=str(tmp_path / "gone" / "notice")).returncode == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="containers are Linux")
+def test_a_misspelled_variable_is_named_where_nothing_is_started(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AUTO_")}
+    clean |= {"LLAMA_PIPELINE_HOME": str(tmp_path), "AUTO_INFER_LLAMA_CP_ON_BOOT": "1"}
+    why = "AUTO_INFER_LLAMA_CP_ON_BOOT is set, and not read; did you mean"
+    for words in (["entrypoint", "echo", "alive"], ["entrypoint"], ["boot"]):
+        command = [sys.executable, "-m", "pipeline.deploy", *words]
+        done = subprocess.run(command, cwd=REPOSITORY, env=clean, capture_output=True, text=True)
+        assert why in done.stderr, words
+
+
 def test_a_package_is_installed_under_either_name() -> None:
     assert COMMANDS["install-llama-cpp-pkg"] is COMMANDS["get-llama-cpp-pkg"]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.core.environment import BINS
 from pipeline.core.errors import did_you_mean
 from pipeline.core.paths import REPOSITORY, one_path
 from pipeline.serve.server import LLAMA_CPP, VLLM
@@ -27,8 +28,9 @@ CARDS = "CUDA_VISIBLE_DEVICES_OVERRIDE"
 PROFILE = "LLM_PROFILE_NAME"
 REGISTRY, DEFAULT_REGISTRY = "LLM_PROFILES_CONFIG_PATH", "configs/llm_profiles.yaml"
 OVERRIDE = re.compile(r"(LLAMA_?CPP|VLLM|CUDA|AUTO_INFER)_\w*OVERRIDES?")
-# All that users set, by what each begins with.
+# All that users set, by what each begins with. Compose has HOST_PORT.
 READ = {
+    "LLAMACPP_": (*(name.removeprefix("LLAMACPP_") for name in OF_PROFILES), "HOST_PORT"),
     "LLM_PROFILE": ("_NAME", "S_CONFIG_PATH"),
     "LLAMA_PIPELINE_": ("HOME", "CACHE", "SANDBOX", "CWD", "COMMAND", "PROGRESS", "FLEET"),
     "AUTO_INFER_": (
@@ -37,6 +39,8 @@ READ = {
         *("VLLM_CONFIG", "VLLM_OVERRIDES", "VLLM_ON_BOOT"),
     ),
 }
+KNOWN = [BINS, *(start + end for start, ends in READ.items() for end in ends)]
+ALMOST = 0.9  # as alike are two names if the beginning may be misspelled, too
 MOUNTED_REGISTRY = Path("/app/config/llm_profiles.yaml")  # where containers are given theirs
 
 
@@ -56,15 +60,21 @@ def of_profile(profile: str, environ: Mapping[str, str]) -> str:
 
 def misspelled(environ: Mapping[str, str]) -> list[str]:
     """A line for each variable that is almost one of those that are read here."""
-    lines = []
-    for name in sorted(environ):
-        for start, ends in READ.items():
+    names = sorted(name for name in environ if name.startswith(("AUTO", "LLAMA", "LLM")))
+    names = [name for name in names if name not in KNOWN and not OVERRIDE.fullmatch(name)]
+    return [f"{name} is set, and not read{near}" for name in names if (near := _nearest(name))]
+
+
+def _nearest(name: str) -> str:
+    """What `did_you_mean` says of a name; of one that begins as ours do, by the rest of it."""
+    near = did_you_mean(name, KNOWN, ALMOST)
+    for start, ends in READ.items():
+        if not near and name.startswith(start):
             end = name.removeprefix(start)
-            if name.startswith(start) and end not in ends and not OVERRIDE.fullmatch(name):
-                near = did_you_mean(end or "_NAME", ends)  # LLM_PROFILE
-                near = near.replace(" mean ", f" mean {start}")
-                lines += [f"{name} is set, and not read{near}"] if near else []
-    return lines
+            longer = [each for each in ends if each.startswith(f"{end}_")]
+            near = did_you_mean(longer[0] if longer else end, ends)
+            near = near.replace(" mean ", f" mean {start}")
+    return near
 
 
 def unknown_overrides(environ: Mapping[str, str]) -> list[str]:
