@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from pipeline.core.errors import UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.process import shown
 from pipeline.deploy.kubernetes import folder, manifests, workload
-from pipeline.deploy.kubernetes.gateway import SECRET, Gateway
+from pipeline.deploy.kubernetes.gateway import PODS, SECRET, Gateway
 from pipeline.deploy.kubernetes.options import HPA, KEDA, NAME, Options, options, require_images
 from pipeline.deploy.kubernetes.workload import (
     DATA,
@@ -75,7 +75,8 @@ def check_configuration(servers: Servers, options: Options) -> Configuration:
     configuration = replace(configuration, specs=chosen, errors=servers.errors)
     if not chosen and not configuration.errors:
         raise UsageError(f"{configuration.label}: no instance is enabled, so nothing to write")
-    errors = [*servers.misplaced(), *clashes(chosen)]
+    taken = {PODS: "a Service of the gateway's"} if configuration.gateway.enable else {}
+    errors = [*servers.misplaced(), *clashes(chosen, taken)]
     for spec in chosen:
         errors += workload.unpreparable(spec.model, spec.at)
     configuration = replace(configuration, errors=(*configuration.errors, *errors))
@@ -134,9 +135,9 @@ def gateway_of(
     )
 
 
-def clashes(chosen: Sequence[InstanceSpec]) -> list[str]:
-    """Instances whose objects would have the same name."""
-    owners: dict[str, str] = {}
+def clashes(chosen: Sequence[InstanceSpec], taken: Mapping[str, str]) -> list[str]:
+    """Instances whose objects would have the same name, or one that is `taken`."""
+    owners = dict(taken)
     return [
         f"{spec.place}: would have the same name as {owner} in a cluster; rename one"
         for spec in chosen

@@ -480,6 +480,11 @@ def test_two_that_would_have_one_name(write: Writer) -> None:
     assert "rename one" in write(text, status=3)
 
 
+def test_the_name_of_a_service_of_the_gateways_is_taken(write: Writer) -> None:
+    text = '[gateway]\nenable = true\n[instance.gateway-pods.server]\nmodel = "/models/a"\n'
+    assert "gateway-pods: would have the same name as a Service" in write(text, status=3)
+
+
 def test_names_alone() -> None:
     for text in ("chat", "a" * 40, "x-1"):
         assert workload.kubernetes_name(text) == text
