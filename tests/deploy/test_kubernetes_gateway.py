@@ -53,6 +53,20 @@ def file_of(found: Documents) -> dict[str, Any]:
     return tomllib.loads(of(found, "ConfigMap", "gateway")["data"]["servers.toml"])
 
 
+def test_a_port_below_1024(write: Writer) -> None:
+    """No capability is left, and not every container runtime opens these ports to all users."""
+    write(GATEWAY + "port = 80\n" + CHAT + "port = 443\n" + EMBED)
+    found = write.found()
+    opened = {
+        name: of(found, "Deployment", name)["spec"]["template"]["spec"]["securityContext"].get(
+            "sysctls", []
+        )
+        for name in ("gateway", "chat", "search")
+    }
+    start = [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]
+    assert opened == {"gateway": start, "chat": start, "search": []}
+
+
 def test_the_gateway_and_what_asks_it(write: Writer) -> None:
     models = '[gateway.models]\n"claude-*" = "chat"\n'
     said = write(GATEWAY + models + SCALED + CHAT + EMBED, "namespace=llm", *ROUTE)

@@ -28,7 +28,6 @@ from .manifests import (
     PIPELINE,
     SCALE_DOWN_SECONDS,
     SLOWLY,
-    UNPRIVILEGED,
     Volumes,
     busy_slots,
     clients_only,
@@ -37,6 +36,7 @@ from .manifests import (
     mount,
     probe,
     service_port,
+    unprivileged,
 )
 from .options import Options
 from .workload import EVERYWHERE, KEY, Workload
@@ -220,7 +220,7 @@ def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
         },
         "spec": {
             **ISOLATED,
-            "securityContext": UNPRIVILEGED,
+            "securityContext": unprivileged(port),
             "terminationGracePeriodSeconds": DRAIN + math.ceil(STOP_SECONDS) + 5,
             "topologySpreadConstraints": [
                 {

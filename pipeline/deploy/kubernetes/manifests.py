@@ -39,6 +39,8 @@ UNPRIVILEGED = {
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+PRIVILEGED_PORTS = 1024  # those below: not every container runtime lets such a user listen there
+ANY_PORT = {"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]}
 ISOLATED = {
     "automountServiceAccountToken": False,
     "enableServiceLinks": False,  # their variables would look like llama-server's
@@ -209,13 +211,18 @@ def _pod(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
         },
         "spec": {
             **ISOLATED,
-            "securityContext": UNPRIVILEGED,
+            "securityContext": unprivileged(workload.instance.port),
             "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
             **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
             "containers": [_server(workload, options)],
             "volumes": [{"name": name, **volume} for name, _, _, volume in _volumes(workload)],
         },
     }
+
+
+def unprivileged(port: int) -> dict[str, Any]:
+    """What a pod may do that listens on this port."""
+    return {**UNPRIVILEGED, **(ANY_PORT if port < PRIVILEGED_PORTS else {})}
 
 
 def plain(text: str) -> str:
