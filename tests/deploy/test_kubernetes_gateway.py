@@ -191,6 +191,7 @@ def test_autoscalers(write: Writer) -> None:
     [
         (GATEWAY + SCALED + CHAT, [], "pass namespace="),
         (GATEWAY + CHAT, ["route=a.example"], "route= and route_parent= belong together"),
+        (GATEWAY + CHAT, ["route=10.0.0.1", "route_parent=p"], "a host name in small letters"),
         (
             GATEWAY + 'api_key_file = "keys"\n' + SCALED + CHAT,
             ["namespace=a"],

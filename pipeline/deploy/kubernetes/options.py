@@ -15,7 +15,7 @@ IMAGE = (
 )
 LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # RFC 1123
 QUANTITY = r"[1-9]\d*(Mi|Gi|Ti|M|G|T)"
-HOST = r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+HOST = r"(?!([^.]*\.)*\d+$)(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 PARENT = r"([-a-z0-9]+/)?[a-z0-9]([-.a-z0-9]*[a-z0-9])?(:[a-z0-9]([-.a-z0-9]*[a-z0-9])?)?"
 NAME = "{name}"  # in model_image: the instance's
 HPA, KEDA = "hpa", "keda"
@@ -77,7 +77,7 @@ class Options(Group):
         shown="none: a claim",
     )
     route: str = variable(
-        matching(HOST, "a host name, such as chat.example.com"),
+        matching(HOST, "a host name in small letters, no address, such as chat.example.com"),
         "the host name of an HTTPRoute to the gateway",
         shown="none: no route",
     )
