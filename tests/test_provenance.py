@@ -253,6 +253,19 @@ def test_a_statement_of_a_file_from_elsewhere(made: Doit, bare: Doit, tmp_path: 
     assert "is about another file" in bare("verify", *words, status=1).err
 
 
+def test_a_builder_is_required_where_nothing_names_one(
+    made: Doit, bare: Doit, tmp_path: Path
+) -> None:
+    """A file without a statement is not from that builder, whatever else holds of it."""
+    file = tmp_path / "von anderswo ü.gguf"
+    shutil.copy2(final(made), file)
+    bare("verify", f"model={file}")
+    builder = "builder=https://ci.example"
+    wrong = bare("verify", f"model={file}", builder, status=1)
+    assert f"{file}: no statement says that https://ci.example built it" in wrong.err
+    assert "there is no statement" in bare("verify", builder, status=3).err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -46,8 +46,11 @@ def verify(session: Session) -> None:
         known = receipts.load(path.parent).get(path.name) if entry else None
         digests[path] = known.sha256 if known and not problem else ""
         report(path, problem)
-    for place, files in stated(session, digests):
+    given = list(stated(session, digests))
+    for place, files in given:
         report(place, check_statement(session, place, files, digests))
+    for file in of_unknown_builder(session, [files for _, files in given]):
+        report(file, f"no statement says that {request.builder} built it")
     if request.public_key:
         for path, problem in check_signatures(session, request.public_key).items():
             report(path, problem)
@@ -179,6 +182,20 @@ def stated(session: Session, digests: Mapping[Path, str]) -> Iterator[tuple[Path
         place = path.with_name(path.name + statements.SUFFIX)
         if path.is_file() and place.is_file():
             yield place, gguf.shards(path)
+
+
+def of_unknown_builder(session: Session, stated: Sequence[Sequence[Path]]) -> Iterator[Path]:
+    """Of what is named, the files without a statement, where `builder=` requires one. `stated` are
+    the files of each statement."""
+    request = session.request
+    if not request.builder or request.provenance:
+        return
+    if not (request.pkg or request.reference):
+        if not stated:
+            raise UsageError(f"builder={request.builder}: there is no statement to compare it with")
+        return
+    known = {file.resolve() for files in stated for file in files}
+    yield from (file for file in provenance.subjects(session) if file.resolve() not in known)
 
 
 def check_statement(
