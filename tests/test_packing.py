@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_installed_into_a_folder_of_ones_own(
     zipped, into = packed.out.splitlines()[1], tmp_path / "soft ü" / "llama cpp"
     run = bare("install_package", f"pkg={zipped}", f"into={into}")
     assert "bins=package" not in run.err, "it is served from bins/ alone"
-    assert f"LLAMA_SERVER_BINS_DIR={into / 'bin'}" in run.err
+    assert f"LLAMA_SERVER_BINS_DIR={shlex.quote(str(into / 'bin'))} " in run.err
     assert subprocess.run([into / "bin" / "llama-server", "--version"]).returncode == 0
     assert not (bare.home / "bins" / "package").exists()
 

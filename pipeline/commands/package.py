@@ -9,6 +9,7 @@ from pipeline.bins.package import pack as packing
 from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
+from pipeline.core.process import shown
 from pipeline.core.store import receipts
 
 from . import check
@@ -74,4 +75,5 @@ def install_package(programs: Programs) -> None:
     if request.into is None:
         log.info(f"serve with it: {doitw('serve bins=package model=…')}")
     else:
-        log.info(f"serve with it: LLAMA_SERVER_BINS_DIR={target / 'bin'} {doitw('serve model=…')}")
+        programs_dir = shown([target / "bin"])
+        log.info(f"serve with it: LLAMA_SERVER_BINS_DIR={programs_dir} {doitw('serve model=…')}")

@@ -401,7 +401,9 @@ def test_no_archive(tmp_path: Path, home: Home, target: Path, old: Path) -> None
     assert told(target) == "version: old"
 
 
-def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path, home: Home) -> None:
+def test_a_folder_of_somebody_is_not_replaced(
+    tmp_path: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
     archive = write_tar(tmp_path / "x.tar", files("x"))
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -418,8 +420,10 @@ def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path, home: Home) -> Non
     Packaged(prefix).clean()
     assert (prefix / "bin" / "llama-server").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match="holds something"):
+    capsys.readouterr()
+    with pytest.raises(PipelineError, match="is not a folder"):
         install.install(archive, tmp_path / "file", home=home)
+    assert "receipts" not in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     install.install(archive, tmp_path / "empty", home=home)
     assert told(tmp_path / "empty") == "version: x"

@@ -121,8 +121,9 @@ def _require_replaceable(target: Path) -> None:
     """Raise PipelineError where the folder holds anything but a package."""
     if _is_ours(target) or not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
+    what = "holds something that was not installed by this task"
     raise PipelineError(
-        f"{target}: holds something that was not installed by this task",
+        f"{target}: {what if target.is_dir() else 'is not a folder'}",
         "name another folder, or remove this one by hand",
     )
 

@@ -74,7 +74,7 @@ def load(folder: Path) -> dict[str, Entry]:
     path = folder / FILE
     try:
         stat = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError:
         return _read(path)  # which says why
