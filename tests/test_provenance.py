@@ -396,6 +396,7 @@ def test_a_signature_that_is_none(bare: Doit, tmp_path: Path, text: str) -> None
     assert (
         f"{file}: its signature model.gguf.sig cannot be checked: it is no signature" in wrong.err
     )
+    assert "hint: do not install it" in wrong.err and "forget STEP" not in wrong.err
 
 
 @pytest.mark.slow

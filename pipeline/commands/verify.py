@@ -63,8 +63,10 @@ def verify(session: Session) -> None:
     if wrong:
         raise PipelineError(
             f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(wrong),
-            f"{doitw('forget STEP')} for the step that made it, then run the step again; for a "
-            f"statement of what was made here: {doitw('provenance model=…')}",
+            f"do not install it; get it again from its source, or pack it here: {doitw('package')}"
+            if request.pkg
+            else f"{doitw('forget STEP')} for the step that made it, then run the step again; for "
+            f"a statement of what was made here: {doitw('provenance model=…')}",
         )
     log.info(f"{plural(len(results), 'artifact')} as their receipts say")
 
