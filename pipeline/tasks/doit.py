@@ -73,6 +73,7 @@ def session() -> Session:
         if requested.force and "tune" in steps:  # it measures again, and makes nothing again
             requested = request({**words, "force": "0"}).replace(anew=True)
         requested = requested.replace(measures=not {"quality", "compare"}.isdisjoint(steps))
+        made = Session(requested, words)
     except PipelineError as error:
         refuse(error)
     except OSError as error:  # a path that cannot even be looked for
@@ -81,7 +82,7 @@ def session() -> Session:
         os.environ[SWITCH] = "off"
     if is_off():
         log.info("warning: the sandbox is off: what reads a model may do all that you may")
-    return Session(requested, words)
+    return made
 
 
 def drop_foreign_modules() -> None:

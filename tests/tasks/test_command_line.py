@@ -181,6 +181,13 @@ def test_variables_of_the_environment_that_are_not_read_are_named(tmp_path: Path
     assert "AUTO_INFER_LLAMA_CPP_CONFIG=" in said.stdout + said.stderr
 
 
+def test_a_home_that_is_a_file_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    wrong = doitw("ps", env={**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path / "home")})
+    assert wrong.returncode == 3 and "Traceback" not in wrong.stderr
+    assert wrong.stderr.count("is no folder") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
