@@ -8,6 +8,7 @@ to end. The container ends with that; before, all servers are stopped.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -40,10 +41,20 @@ def run(boot: Boot, environ: Mapping[str, str]) -> int:
         raise UsageError(NOTHING, "docs/container.md lists the variables; or name a command")
     if not boot.sources:
         become(boot.command, env=environ)
+    require_startable(boot, environ)
     for name in service(environ).values():
         log.info(f"service: {name}")
     with asked_to_stop() as stops:
         return Container(boot, environ, stops).run()
+
+
+def require_startable(boot: Boot, environ: Mapping[str, str]) -> None:
+    """Raise PipelineError where the command or the profile, which come last, is not there: servers
+    may take minutes to load before them."""
+    if boot.command and not shutil.which(boot.command[0], path=environ.get("PATH")):
+        raise PipelineError(f"{boot.command[0]}: there is no such program, or it may not be run")
+    if len(boot.sources) > 1 and boot.sources[-1].is_profile:
+        health.of_profile(environ)
 
 
 def up(boot: Boot, environ: Mapping[str, str]) -> int:

@@ -287,6 +287,15 @@ def test_what_is_wrong_ends_it(
     assert said in told.err and "not run" not in told.out
 
 
+def test_nothing_is_loaded_for_a_command_or_profile_that_is_not_there(machine: Machine) -> None:
+    variables, _ = toml(machine)
+    told = machine("nosuchprogram", status=1, **variables)
+    assert "nosuchprogram: there is no such program" in told.err and "ready" not in told.err
+    profile, _ = registry(machine)
+    told = machine(status=3, **variables, **profile | {"LLM_PROFILE_NAME": "tinny"})
+    assert "did you mean tiny?" in told.err and "ready" not in told.err
+
+
 def test_a_profile_that_is_not_there_ends_it(machine: Machine) -> None:
     variables, _ = registry(machine)
     told = machine(status=3, **variables | {"LLM_PROFILE_NAME": "tinny"})
