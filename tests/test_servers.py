@@ -582,6 +582,14 @@ def test_a_unit_for_systemd(servers: Servers, gguf: Path) -> None:
     unit = servers.doit("systemd", servers.config).out
     assert f"config={servers.file}" in unit and "background=0" in unit
     assert str(servers.doit.home) in unit, "the same home"
+    assert " name=chat " in servers.doit("systemd", servers.config, "name=chat").out
+    for wrong, why in {
+        "watch=1": "watch=1: a service keeps servers up",
+        "dry_run=1": "dry_run=1: a service keeps servers up",
+        "name=chatt": "did you mean chat?",
+    }.items():
+        run = servers.doit("systemd", servers.config, wrong, status=3)
+        assert why in run.err and not run.out
 
 
 def test_preparing_checks_and_builds(servers: Servers, tiny: Path, converter: Path) -> None:

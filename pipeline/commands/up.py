@@ -20,7 +20,7 @@ from pipeline.core.text import byte_count, table
 from pipeline.serve import served
 from pipeline.serve.config import instances, options
 from pipeline.serve.config.named import CARDS, OF_PROFILES, REGISTRY
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, Server
 from pipeline.serve.supervisor import control, liveness, unit
 from pipeline.serve.supervisor.state import (
     ASLEEP,
@@ -198,14 +198,20 @@ def systemd(servers: Servers) -> None:
             f"{servers.is_overridden} is set: a unit cannot hold it",
             "write it into the file",
         )
+    requested, configuration = servers.requested, servers.configuration
+    wrong = {"watch": requested.watch, "dry_run": requested.dry_run}
+    if named := [f"{name}=1" for name in wrong if wrong[name]]:
+        raise UsageError(f"{' '.join(named)}: a service keeps servers up", "leave it out")
+    known = [spec.name for spec in configuration.enabled]
+    require_known(requested.names, [*known, *([GATEWAY] if configuration.gateway.enable else [])])
     words = {**servers.words, "background": "0"}
     env = {name: str(absolute(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    kept = (*OF_PROFILES, CARDS) if servers.requested.profile else ()
+    kept = (*OF_PROFILES, CARDS) if requested.profile else ()
     env |= {name: os.environ[name] for name in kept if name in os.environ}
-    times = [spec.control.stop_timeout for spec in servers.configuration.enabled]
+    times = [spec.control.stop_timeout for spec in configuration.enabled]
     print(
         unit.systemd_unit(
-            servers.configuration.label,
+            configuration.label,
             [str(REPOSITORY / "doitw"), "up", *(f"{n}={v}" for n, v in words.items())],
             folder=user_folder(),
             env=env,
