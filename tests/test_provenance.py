@@ -250,7 +250,9 @@ def test_a_statement_of_a_file_from_elsewhere(made: Doit, bare: Doit, tmp_path: 
     no_receipt = bare("provenance", f"model={file}", status=1)
     assert "has no receipt" in no_receipt.err and "doit sign" in no_receipt.err
     flip(file, file.stat().st_size - 1)
-    assert "is about another file" in bare("verify", *words, status=1).err
+    wrong = bare("verify", *words, status=1)
+    assert "is about another file" in wrong.err
+    assert "hint: do not use it" in wrong.err, "no step here made it"
 
 
 def test_a_builder_is_required_where_nothing_names_one(
@@ -396,7 +398,7 @@ def test_a_signature_that_is_none(bare: Doit, tmp_path: Path, text: str) -> None
     assert (
         f"{file}: its signature model.gguf.sig cannot be checked: it is no signature" in wrong.err
     )
-    assert "hint: do not install it" in wrong.err and "forget STEP" not in wrong.err
+    assert "hint: do not use it" in wrong.err and "forget STEP" not in wrong.err
 
 
 @pytest.mark.slow

@@ -59,14 +59,16 @@ def verify(session: Session) -> None:
         report(environment.folder, environment.damage(hashes=True))
     if model.request.json:
         print(json.dumps(results, indent=1))
-    wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
+    wrong = [item for item in results if item["problem"]]
     if wrong:
+        lines = [f"{item['path']}: {item['problem']}" for item in wrong]
+        is_ours = any(Path(item["path"]).is_relative_to(model.home.root) for item in wrong)
         raise PipelineError(
-            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(wrong),
-            f"do not install it; get it again from its source, or pack it here: {doitw('package')}"
-            if request.pkg
-            else f"{doitw('forget STEP')} for the step that made it, then run the step again; for "
-            f"a statement of what was made here: {doitw('provenance model=…')}",
+            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(lines),
+            f"{doitw('forget STEP')} for the step that made it, then run the step again; for a "
+            f"statement of what was made here: {doitw('provenance model=…')}"
+            if is_ours and not request.pkg
+            else "do not use it; get it again from its source",
         )
     log.info(f"{plural(len(results), 'artifact')} as their receipts say")
 
