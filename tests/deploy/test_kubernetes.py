@@ -344,6 +344,10 @@ def test_several_pods_and_autoscaling(write: Writer) -> None:
     write(CHAT, "replicas=3", "storage=50Gi", "storage_class=fast", "namespace=llm")
     found = write.found()
     assert of(found, "Deployment", "chat")["spec"]["replicas"] == 3
+    # a node that is emptied does not take all of them at once
+    budget = of(found, "PodDisruptionBudget", "chat")["spec"]
+    pods = of(found, "Deployment", "chat")["spec"]["selector"]
+    assert budget == {"maxUnavailable": 1, "selector": pods}
     claim = of(found, "PersistentVolumeClaim", "chat-models")["spec"]
     assert claim["storageClassName"] == "fast"
     assert claim["resources"]["requests"]["storage"] == "50Gi"
@@ -368,6 +372,7 @@ def test_times(write: Writer) -> None:
     assert start["periodSeconds"] * start["failureThreshold"] >= 1801
     inside = of(found, "Deployment", "chat")["spec"]["template"]["spec"]
     assert inside["terminationGracePeriodSeconds"] >= 43 + manifests.DRAIN
+    assert "PodDisruptionBudget" not in write.text(), "it is about several"
 
 
 @pytest.mark.parametrize("gpu_ids", ['gpu_ids = "0,1"', ""])

@@ -34,6 +34,7 @@ from .manifests import (
     document,
     environment_variable,
     mount,
+    one_at_a_time,
     probe,
     service_port,
     unprivileged,
@@ -143,7 +144,7 @@ def objects(gateway: Gateway, options: Options) -> list[dict[str, Any]]:
         headless = {"clusterIP": "None", "publishNotReadyAddresses": True}
         pods = {"type": "ClusterIP", **headless, "selector": LABELS, "ports": [port]}
         documents.append(document("Service", PODS, gateway.labels, spec=pods))
-    budget = {"maxUnavailable": 1, "selector": {"matchLabels": LABELS}}
+    budget = one_at_a_time(LABELS)
     policy = clients_only(LABELS)
     documents += [
         _document(gateway, "PodDisruptionBudget", "policy/v1", spec=budget),

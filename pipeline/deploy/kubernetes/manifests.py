@@ -83,6 +83,9 @@ def objects(workload: Workload, options: Options) -> list[dict[str, Any]]:
         document("Service", name, labels, spec=service),
         document("NetworkPolicy", name, labels, api, spec=policy),
     ]
+    if workload.may_be_several:
+        kind, budget = "PodDisruptionBudget", one_at_a_time(workload.labels)
+        documents.append(document(kind, name, labels, "policy/v1", spec=budget))
     own = workload.scales and not workload.uses_keda
     return [*documents, _autoscaler(workload)] if own else documents
 
@@ -161,6 +164,11 @@ def clients_only(labels: Mapping[str, str]) -> dict[str, Any]:
         "policyTypes": ["Ingress"],
         "ingress": [{"from": allowed, "ports": [{"port": "http", "protocol": "TCP"}]}],
     }
+
+
+def one_at_a_time(labels: Mapping[str, str]) -> dict[str, Any]:
+    """A node that is emptied takes one of the pods away at a time."""
+    return {"maxUnavailable": 1, "selector": {"matchLabels": labels}}
 
 
 def _autoscaler(workload: Workload) -> dict[str, Any]:
