@@ -9,6 +9,7 @@ from pipeline.bins.package import pack as packing
 from pipeline.bins.package.pack import Package
 from pipeline.core import log
 from pipeline.core.errors import UsageError, doitw
+from pipeline.core.paths import CHOSEN_BY
 from pipeline.core.process import shown
 from pipeline.core.store import receipts
 
@@ -71,7 +72,8 @@ def install_package(programs: Programs) -> None:
     pkg, target = request.pkg, request.into or install.default_target(home)
     if pkg is None:
         raise UsageError("no package given", "pass pkg=PATH")
-    install.install(pkg, target, home=home, force=request.again)
+    chosen_by = "into=" if request.into else CHOSEN_BY
+    install.install(pkg, target, home=home, force=request.again, chosen_by=chosen_by)
     if request.into is None:
         log.info(f"serve with it: {doitw('serve bins=package model=…')}")
     else:

@@ -118,7 +118,7 @@ def _entry(file: Path) -> Entry:
     if entry is None or entry.mtime_ns is None:
         raise PipelineError(
             f"{file}: has no receipt: the pipeline neither made nor fetched it",
-            f"sign it as it is: {doitw('sign model=… key=KEY.pem')}",
+            f"sign it as it is: {doitw('sign model=… key=KEY.pem')}, of a package pkg=…",
         )
     if (receipts.known_sha256(file) or sha256(file)) != entry.sha256:
         raise PipelineError(f"{file}: has changed since it was made", "make it again with force=1")

@@ -24,6 +24,7 @@ from typing import IO
 
 from .errors import PipelineError
 from .members import Contents, Member, MemberKind, judge, most_unpacked, refusal
+from .paths import CHOSEN_BY
 from .process import WINDOWS
 from .store.publish import remove, require_space
 
@@ -40,8 +41,9 @@ ENDINGS = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 Members = Generator[tuple[Member, IO[bytes] | None], None, None]
 
 
-def unpack(archive: Path, target: Path) -> list[Path]:
-    """Unpack into `target`, which must not exist. Returns the sorted paths of all files and links.
+def unpack(archive: Path, target: Path, chosen_by: str = CHOSEN_BY) -> list[Path]:
+    """Unpack into `target`, which must not exist; `chosen_by` says which variable sets its place.
+    Returns the sorted paths of all files and links.
 
     Files get mode 0755 if anybody may run them, else 0644. Raises PipelineError for what is
     refused; after any error there is no `target`.
@@ -49,7 +51,7 @@ def unpack(archive: Path, target: Path) -> list[Path]:
     kind = kind_of(archive)
     with closing(members(archive, kind)) as stream:
         contents = judge(archive, (member for member, _ in stream), archive.stat().st_size)
-    require_space(target.parent, contents.bytes)
+    require_space(target.parent, contents.bytes, chosen_by)
     target.mkdir()
     try:
         with closing(members(archive, kind)) as stream:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Doit
 from disks import disk
 from kills import Kills
 
@@ -346,6 +347,13 @@ def test_a_disk_that_forbids_programs(tmp_path: Path, home: Home) -> None:
         with pytest.raises(PipelineError, match="may not be run") as caught:
             install.install(write_tar(tmp_path / "x.tar", files("x")), into, home=home)
         assert "noexec" in caught.value.hint and not into.exists()
+
+
+def test_a_full_disk_names_the_variable_that_chose_it(bare: Doit, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "x.tar", files("x"))
+    with disk(tmp_path / "data", "size=1m"):
+        full = bare("install_package", f"pkg={archive}", f"into={tmp_path}/data/x", status=1)
+    assert "set into= to" in full.err and "LLAMA_PIPELINE_HOME" not in full.err
 
 
 def elf(machine: int, order: str = "<") -> bytes:

@@ -19,7 +19,7 @@ from pipeline.bins.binaries import ProgramSource
 from pipeline.core import log
 from pipeline.core.archives import unpack
 from pipeline.core.errors import PipelineError, UsageError, doitw
-from pipeline.core.paths import Home
+from pipeline.core.paths import CHOSEN_BY, Home
 from pipeline.core.process import LAST_LINES, outcome
 from pipeline.core.store import artifacts, receipts, stat_cache
 from pipeline.core.store.hashing import sha256
@@ -90,16 +90,24 @@ def installed(target: Path) -> Installed | None:
     return None
 
 
-def install(archive: Path, target: Path, *, home: Home, force: bool = False) -> Installed:
-    """Install the package in `target`. Raises PipelineError; the previous one then stays."""
-    with artifacts.locked_folder(target):
+def install(
+    archive: Path,
+    target: Path,
+    *,
+    home: Home,
+    force: bool = False,
+    chosen_by: str = CHOSEN_BY,
+) -> Installed:
+    """Install the package in `target`, whose place the variable `chosen_by` sets. Raises
+    PipelineError; the previous one then stays."""
+    with artifacts.locked_folder(target, chosen_by):
         expected = recipe(archive, home)
         present = installed(target)
         if present and not force and revalidate(target, expected):
             return present
         _require_replaceable(target)
         with artifacts.new_folder(target) as made:
-            new = _make(archive, made, expected)
+            new = _make(archive, made, expected, chosen_by)
             if recipe(archive, home) != expected:
                 raise PipelineError(f"{archive}: changed while it was installed", "run it again")
     log.info(f"installed llama.cpp {new.version.removeprefix('version: ')} in {target}")
@@ -128,11 +136,11 @@ def _require_replaceable(target: Path) -> None:
     )
 
 
-def _make(archive: Path, made: Path, recipe: Recipe) -> Installed:
+def _make(archive: Path, made: Path, recipe: Recipe, chosen_by: str) -> Installed:
     """Unpack, check, try out, record."""
     start = time.monotonic()
     log.info(f"unpacking {archive.name}")
-    files = unpack(archive, made)
+    files = unpack(archive, made, chosen_by)
     server = _require_form(archive, made, files)
     digests = {file: sha256(file) for file in files}
     commit = manifest.check(archive, made, digests)
