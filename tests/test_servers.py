@@ -557,15 +557,18 @@ def test_a_plan_for_a_container_takes_its_files_as_said(servers: Servers) -> Non
             "instance.hub.model": {"ref": "org/model:Q4_K_M", "imatrix": "/models/imatrix"},
             "instance.local.model": {"ref": "/models/My-Model"},
             "instance.local.server": {"port": 8082},
+            "instance.vllm.control": {"engine": "vllm"},
+            "instance.vllm.server": {"model": "org/other", "port": 8083},
         }
     )
     words = ("plan", servers.config, "target=container", "offline=1")
-    chat, hub, local = servers.doit(*words, "format=json").json()
+    chat, hub, local, vllm = servers.doit(*words, "format=json").json()
     assert chat["cmd"][:4] == ["--model", "/models/chat.gguf", "--mmproj", "/models/mm.gguf"]
     assert chat["executable"] == "/opt/mine/llama-server" and chat["gpu_ids"] == "6,7"
     assert "/run/secrets/key" in chat["cmd"] and chat["log_file"].endswith("/chat.log")
     assert hub["cmd"][:2] == ["--model", "hf:org/model:Q4_K_M"]
     assert local["cmd"][:2] == ["--model", "/models/My-Model"]
+    assert vllm["executable"] == "python", "not that of this machine"
     assert "/models/chat.gguf is no file" in servers.doit(*words[:2], status=3).err
     servers.tables["instance.local.server"] = {"port": 8081}
     servers.write({"instance.hub.model": {"ref": "org"}})

@@ -77,7 +77,7 @@ def of_container(servers: Servers) -> tuple[Server, ...]:
         logs=at.path,
         keys=at.path / "keys",
         xdg=Home(IMAGE_HOME).run / "xdg",
-        environ={"container": "oci"},
+        environ={"container": "oci", "PATH": os.devnull},  # not this machine's programs
     )
     for spec in configuration.enabled:
         if spec.model:
