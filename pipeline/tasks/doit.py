@@ -31,7 +31,7 @@ from pipeline.commands.session import Session
 from pipeline.core import log, paths
 from pipeline.core.environment import FOREIGN_MODULES, launch_settings, place
 from pipeline.core.errors import PipelineError, UsageError, doitw, is_plain_doit
-from pipeline.core.sandbox import SWITCH, is_off
+from pipeline.core.sandbox import SWITCH, is_off, require_switch
 from pipeline.core.store import publish
 from pipeline.serve.config.named import misspelled
 from pipeline.serve.server import OFF
@@ -73,6 +73,7 @@ def session() -> Session:
         if requested.force and "tune" in steps:  # it measures again, and makes nothing again
             requested = request({**words, "force": "0"}).replace(anew=True)
         requested = requested.replace(measures=not {"quality", "compare"}.isdisjoint(steps))
+        require_switch()
         made = Session(requested, words)
     except PipelineError as error:
         refuse(error)

@@ -181,6 +181,17 @@ def test_variables_of_the_environment_that_are_not_read_are_named(tmp_path: Path
     assert "AUTO_INFER_LLAMA_CPP_CONFIG=" in said.stdout + said.stderr
 
 
+@pytest.mark.parametrize("value", ["of", "strict", "none"])
+def test_a_sandbox_that_cannot_be_meant_is_refused(value: str) -> None:
+    """`strict` would be taken for what it is not."""
+    wrong = doitw("ps", env={**os.environ, "LLAMA_PIPELINE_SANDBOX": value})
+    assert wrong.returncode == 3
+    assert f"LLAMA_PIPELINE_SANDBOX={value}: must be off, or unset" in wrong.stderr
+    assert doitw("ps", env={**os.environ, "LLAMA_PIPELINE_SANDBOX": " "}).returncode == 0
+    off = doitw("ps", env={**os.environ, "LLAMA_PIPELINE_SANDBOX": "False"})
+    assert off.returncode == 0 and "the sandbox is off" in off.stderr
+
+
 def test_a_home_that_is_a_file_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     wrong = doitw("ps", env={**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path / "home")})

@@ -21,9 +21,12 @@ from functools import cache
 
 from msgspec import Struct
 
+from pipeline.core.errors import UsageError
+
 from .policy import Sandbox as Sandbox
 
 SWITCH = "LLAMA_PIPELINE_SANDBOX"
+OFF, ON = ("off", "0", "false", "no"), ("", "on", "1", "true", "yes", "auto")
 
 
 class Strength(Struct, frozen=True):
@@ -44,7 +47,20 @@ class Strength(Struct, frozen=True):
 
 def is_off() -> bool:
     """Whether the user turned it off, of which warnings remind."""
-    return os.environ.get(SWITCH, "").strip().lower() in ("off", "0")
+    return _switch() in OFF
+
+
+def require_switch() -> None:
+    """Raise UsageError where the variable has a value that means nothing, or more than it can."""
+    if _switch() not in (*OFF, *ON):
+        raise UsageError(
+            f"{SWITCH}={os.environ[SWITCH]}: must be off, or unset",
+            "sandbox=strict, or control.sandbox in a file, requires it of llama-server",
+        )
+
+
+def _switch() -> str:
+    return os.environ.get(SWITCH, "").strip().lower()
 
 
 def strength() -> Strength:
