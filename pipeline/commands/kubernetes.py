@@ -124,6 +124,9 @@ def gateway_of(
             "leave one key in it, and no comment",
         )
     is_open = split(table.api_key) == [NONE]
+    if table.api_key and not is_open:
+        place = configuration.at_gateway("api_key")
+        log.info(f"{place}: is not copied; put it into the Secret {SECRET}")
     if is_open and options.route:
         log.info(f"warning: route={options.route}: leads to a gateway without a key")
     return Gateway(

@@ -287,8 +287,11 @@ def test_two_files_of_one_name_cannot_be_copied(write: Writer) -> None:
 
 
 def test_no_key_is_written(write: Writer) -> None:
-    write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key = "topsecret"\n')
-    assert "topsecret" not in write.text()
+    text = '[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key = "topsecret"\n'
+    said = write(f'[gateway]\nenable = true\napi_key = "topsecret"\n{text}')
+    assert "topsecret" not in write.text() + said
+    for name in ("chat", "gateway"):  # the command beside it makes another one
+        assert f"api_key: is not copied; put it into the Secret {name}-api-key" in said
     (write.folder / "keys").write_text("topsecret\n")
     said = write('[instance.chat.server]\nmodel = "/models/a.gguf"\napi_key_file = "keys"\n')
     (command,) = (line for line in said.splitlines() if "create secret" in line)

@@ -40,7 +40,7 @@ from .manifests import (
     unprivileged,
 )
 from .options import Options
-from .workload import EVERYWHERE, KEY, Workload
+from .workload import EVERYWHERE, KEY, Workload, secret_of
 
 # Paths in the pod.
 CONFIG, FILE = "/etc/llama/gateway", "servers.toml"
@@ -49,7 +49,7 @@ STOP_SECONDS = 300.0  # that answers under way have at a stop
 MEMORY, CPU = "256Mi", "250m"
 LABELS = {"app.kubernetes.io/name": "llama-gateway", "app.kubernetes.io/instance": GATEWAY}
 PODS = f"{GATEWAY}-pods"  # the Service whose name has the address of each
-SECRET = f"{GATEWAY}-api-key"
+SECRET = secret_of(GATEWAY)
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 KEDA_API = "keda.sh/v1alpha1"
 UNLIMITED = "0s"  # as Gateway API has it: streams last

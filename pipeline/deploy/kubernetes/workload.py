@@ -105,7 +105,7 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     @property
     def secret(self) -> str:
-        return f"{self.name}-api-key"
+        return secret_of(self.name)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -134,6 +134,11 @@ def gpus(gpu_ids: str | None, default: int | None, parts: int = 1) -> tuple[int,
         f"gpu_ids = {gpu_ids}: {plural(count, 'GPU')} requested; the device plugin chooses which, "
         "and numbers them anew"
     )
+
+
+def secret_of(name: str) -> str:
+    """The Secret with the key of what has this name."""
+    return f"{name}-api-key"
 
 
 def kubernetes_name(text: str) -> str:
@@ -229,6 +234,9 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
         if is_credential(name, text):
             why = f"{name} can be read in the manifest; a patch can take it from a Secret instead"
             adapted.notes.append("warning: " + spec.line("control.env", f": {why}"))
+    if spec.server.get("api-key") and split(spec.server["api-key"]) != [NONE]:
+        why = f": is not copied; put it into the Secret {secret_of(kubernetes_name(spec.name))}"
+        adapted.notes.append(spec.line("server.api-key", why))
     if key := str(spec.server.get("api-key-file", "")):
         adapted.key_here = str(beside(folder, key))
     typed = tuple(name for name in spec.typed if name in server)
