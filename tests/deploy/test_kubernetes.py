@@ -439,6 +439,7 @@ def test_a_credential_that_gets_into_a_manifest_is_named(write: Writer) -> None:
             "TLS is terminated in front of the pods",
         ),
         (CHAT + "metrics = false\n", ["replicas=1-4"], "the autoscaler"),
+        (CHAT + "[instance.control]\nsandbox = 'strict'\n", [], "by its securityContext alone"),
         (CHAT + 'api_prefix = "/x"\n', [], "which no probe has"),
         (CHAT + 'extra_args = ["--host", "::1"]\n', [], "no Service could reach it"),
         (CHAT + 'extra_args = ["--api-key-file", "keys"]\n', [], "write api_key_file = "),

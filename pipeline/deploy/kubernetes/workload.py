@@ -21,7 +21,7 @@ from pipeline.serve.config.api_keys import NONE, split
 from pipeline.serve.config.configuration import Configuration, InstanceSpec, Value, beside
 from pipeline.serve.config.options import LISTS, PATHS, with_paths
 from pipeline.serve.flags import Flag
-from pipeline.serve.server import LLAMA_CPP, Server
+from pipeline.serve.server import LLAMA_CPP, STRICT, Server
 
 LONGEST = 40  # of our names: suffixes (`-api-key`, a pod's own) have to fit into 63
 
@@ -230,6 +230,9 @@ def adapt(spec: InstanceSpec, folder: Path, flags: Mapping[str, Flag]) -> Adapte
             adapted.errors.append(spec.line(f"server.{name}", why))
         elif name not in OURS:
             server[name] = with_paths(name, value, partial(adapted.in_pod, name))
+    if spec.control.sandbox == STRICT:
+        why = " = strict: a pod confines its server by its securityContext alone; leave it out"
+        adapted.errors.append(spec.line("control.sandbox", why))
     for name, text in spec.control.env.items():
         if is_credential(name, text):
             why = f"{name} can be read in the manifest; a patch can take it from a Secret instead"
