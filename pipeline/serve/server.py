@@ -6,6 +6,7 @@ or a profile defines it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -129,7 +130,8 @@ class Server(Keeping, frozen=True, kw_only=True):
             if part and not part.startswith("-")
         ]
         paths = [Path(self.folder, word) for word in dict.fromkeys(words)]
-        return [path for path in paths if path.exists()]
+        # a word may be no path at all, such as a template: too long for one, or a zero byte in it
+        return [path for path in paths if os.path.exists(path)]  # noqa: PTH110
 
     @property
     def model_name(self) -> str:

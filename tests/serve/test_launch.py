@@ -226,3 +226,12 @@ def test_which_options_download(words: str, expected: bool) -> None:
 )
 def test_the_url_under_which_this_machine_reaches_it(host: str, url: str) -> None:
     assert server(Request(host=host)).url == url
+
+
+@pytest.mark.parametrize("word", ["{{ messages }}" * 400, "a\0b", "locked/file"])
+def test_an_option_that_is_no_path(word: str, tmp_path: Path) -> None:
+    """Such as a template, or the settings of a gateway that has many patterns."""
+    (tmp_path / "m.gguf").touch()
+    (tmp_path / "locked").write_text("no folder")
+    made = replace(server(), cmd=("--model", "m.gguf", "--word", word), folder=str(tmp_path))
+    assert made.named_paths == [tmp_path / "m.gguf"]
