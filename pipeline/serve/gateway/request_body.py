@@ -145,11 +145,12 @@ def _require_utf8(body: bytes) -> None:
 
 
 def _keep_alive(value: Raw) -> float | str | None:
-    """A number or a text; nothing where it is something else."""
+    """A number or a text. Raises Refused."""
     try:
         return msgspec.json.decode(value, type=float | str | None) if value else None
     except msgspec.DecodeError:
-        return None
+        text = 'keep_alive must be a number of seconds or a duration such as "5m"'
+        raise Refused(400, text) from None
 
 
 def _with_model(body: bytes, name: str) -> bytes:

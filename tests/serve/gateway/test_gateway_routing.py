@@ -339,3 +339,6 @@ def test_what_else_is_read_of_a_body() -> None:
     assert parse_body("", b'{"keep_alive": 0.5}').keep_alive == 0.5
     with pytest.raises(Refused, match="keep_alive 'soon' is no duration"):
         parse_body("", b'{"keep_alive": "soon"}')
+    for wrong in (b"true", b"[]", b"{}", b"1e400"):
+        with pytest.raises(Refused, match="keep_alive must be a number of seconds or a duration"):
+            parse_body("", b'{"keep_alive": %b}' % wrong)
