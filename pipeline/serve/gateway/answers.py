@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -67,6 +68,12 @@ def clients_fault(name: str, text: bytes) -> str:
         )
     message = _message(text)
     return message if WRONG.match(message) else ""
+
+
+def without_reason(name: str, status: int) -> str:
+    """What a client is told of an error of an instance that says nothing."""
+    phrase = next((f" ({known.phrase})" for known in HTTPStatus if known == status), "")
+    return f"{name} answered {status}{phrase} and gave no reason"
 
 
 def _message(text: bytes) -> str:

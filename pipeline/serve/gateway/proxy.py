@@ -260,6 +260,8 @@ class Proxy:
             raise Refused(502, f"{target.name} {why}")
         if answer.status == 500 and (why := answers.clients_fault(target.name, answer.kept)):
             raise Refused(400, why)
+        if answer.status >= FIRST_ERROR and not (answer.kept or call.request.method == "HEAD"):
+            raise Refused(answer.status, answers.without_reason(target.name, answer.status))
         rename = renaming(target, call.body.model) if not answer.is_compressed else None
         if rename and answer.length is not None:
             await answer.change(partial(rename_document, rename))

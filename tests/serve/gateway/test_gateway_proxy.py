@@ -286,6 +286,19 @@ def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
         assert here.chat("chat", status=500, reply=other).status_code == 500
 
 
+def test_an_error_without_a_word_is_told_in_the_form_of_the_clients_api(here: Site) -> None:
+    """llama-server answers so to a form that is cut short, for one."""
+    here.upstream("chat")
+    here.gateway()
+    do = {"status": 400, "reply": ""}
+    told = "chat answered 400 (Bad Request) and gave no reason"
+    assert here.chat("chat", **do).json()["error"]["message"] == told
+    answer = here.post("/v1/messages", {"model": "chat", "do": do})
+    assert answer.status_code == 400
+    error = {"type": "invalid_request_error", "message": told}
+    assert answer.json() == {"type": "error", "error": error}
+
+
 def test_events_come_one_by_one(here: Site) -> None:
     here.upstream("chat")
     here.gateway()
