@@ -16,7 +16,7 @@ from starlette.responses import Response
 from pipeline.serve.guard.refusal import Refused, error_body, is_anthropic
 from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
-from .servers import ServerList, Targets
+from .servers import RERANK, ServerList, Targets
 
 RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows better
 
@@ -24,10 +24,13 @@ RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows b
 NO_TEXT = b"does not support logits computation"
 TOO_LONG = re.compile(rb"input \((\d+) tokens\) is too large to process.{0,80}size: (\d+)\)")
 NO_INPUT = re.compile(rb"(image|audio|video) input is not supported")
+NO_DOWNLOAD = re.compile(rb"cannot make GET request|Failed to download image")
+OUT_OF_RANGE = re.compile(rb'"vector::_M_(default_append|range_check)')
 # Of these its own words are told; 316 is an answer that is no UTF-8.
 WRONG = re.compile(
     r"'\w+' is required|\[json\.exception\.(?!type_error\.316)|"
-    "Failed to parse (tools|messages|tool_choice)"
+    "Failed to parse (tools|messages|tool_choice)|Unknown reasoning format|Invalid base64 value|"
+    '"prompt" elements must be '
 )
 TELEMETRY = ("/api/event_logging/", "/api/claude_code/")  # Claude Code's, for Anthropic's API
 Details = Mapping[str, Mapping[str, Any]]
@@ -50,9 +53,11 @@ def error(refused: Refused, request: Request) -> Response:
     return Response(json.dumps(body), refused.status, headers, "application/json")
 
 
-def clients_fault(name: str, text: bytes) -> str:
+def clients_fault(name: str, kind: str, text: bytes) -> str:
     """What is wrong with the request that an instance answered with status 500; empty where it is
     not the request, which clients may then send again."""
+    if NO_TEXT in text and kind == RERANK:
+        return f"{name} is a reranker, which writes no text; ask it at /v1/rerank"
     if NO_TEXT in text:
         return f"{name} is an embedding model, which writes no text; ask it at /v1/embeddings"
     if match := TOO_LONG.search(text):
@@ -66,6 +71,10 @@ def clients_fault(name: str, text: bytes) -> str:
             f"{name} takes no {match[1].decode()} input: it is served without a projector, which "
             "mmproj in its model table names where there is one"
         )
+    if NO_DOWNLOAD.search(text):
+        return f"{name} cannot download the image; send it as a data: URL"
+    if OUT_OF_RANGE.search(text):
+        return "a number in the request is out of range"
     message = _message(text)
     return message if WRONG.match(message) else ""
 

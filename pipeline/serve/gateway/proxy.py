@@ -258,7 +258,8 @@ class Proxy:
             # not the client's key, which the gateway has found right
             why = "refuses the first key of its file; if that has changed, start the server again"
             raise Refused(502, f"{target.name} {why}")
-        if answer.status == 500 and (why := answers.clients_fault(target.name, answer.kept)):
+        kind = target.instance.kind
+        if answer.status == 500 and (why := answers.clients_fault(target.name, kind, answer.kept)):
             raise Refused(400, why)
         if answer.status >= FIRST_ERROR and not (answer.kept or call.request.method == "HEAD"):
             raise Refused(answer.status, answers.without_reason(target.name, answer.status))

@@ -267,6 +267,16 @@ def test_a_key_that_an_instance_refuses_is_not_the_clients(here: Site, tmp_path:
         ("'messages' is required", "'messages' is required"),
         ("[json.exception.out_of_range.406] number overflow parsing '1e400'", "'1e400'"),
         ('Failed to parse tools: Missing tool type: {"x":1}', "Missing tool type"),
+        ('"prompt" elements must be a string, a list of tokens', "elements must be a string"),
+        ("Unknown reasoning format: x", "Unknown reasoning format: x"),
+        ("Invalid base64 value", "Invalid base64 value"),
+        (
+            "error: cannot make GET request",
+            "chat cannot download the image; send it as a data: URL",
+        ),
+        ("Failed to download image", "chat cannot download the image; send it as a data: URL"),
+        ("vector::_M_default_append", "a number in the request is out of range"),
+        ("vector::_M_range_check: __n (which is 9) >= this->size()", "number in the request"),
     ],
 )
 def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
@@ -284,6 +294,15 @@ def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
     for own in ("other", "[json.exception.type_error.316] invalid UTF-8 byte"):
         other = json.dumps({"error": {"code": 500, "message": own, "type": "server_error"}})
         assert here.chat("chat", status=500, reply=other).status_code == 500
+
+
+def test_a_reranker_is_not_called_an_embedding_model(here: Site) -> None:
+    here.upstream("ranks", kind="rerank")
+    here.gateway()
+    error = {"error": {"code": 500, "message": "context does not support logits computation"}}
+    answer = here.chat("ranks", status=500, reply=json.dumps(error))
+    told = "ranks is a reranker, which writes no text; ask it at /v1/rerank"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, told)
 
 
 def test_an_error_without_a_word_is_told_in_the_form_of_the_clients_api(here: Site) -> None:
