@@ -19,7 +19,7 @@ from rich.text import Text
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, did_you_mean
 from pipeline.core.process import private
-from pipeline.core.text import printable
+from pipeline.core.text import encodable, printable
 from pipeline.serve.stopping import handled
 
 from .completions import ChatServer, ContextFull, Conversation, Ending, answer
@@ -74,7 +74,7 @@ def is_unfinished(text: str) -> bool:
 
 def unquoted(text: str) -> str:
     """What was typed, without the quotes around it or backslashes at the ends of lines."""
-    bare = text.strip()
+    bare = encodable(text).strip()
     if bare.startswith(QUOTES):
         return bare.removeprefix(QUOTES).removesuffix(QUOTES).strip("\n")
     return bare.replace("\\\n", "\n")

@@ -17,7 +17,7 @@ from pipeline.chat import completions, terminal
 from pipeline.core import log
 from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import Home
-from pipeline.core.text import decoded
+from pipeline.core.text import decoded, encodable
 from pipeline.deploy import claude
 from pipeline.models import chat_template, gguf
 from pipeline.serve.keys import first_key
@@ -55,7 +55,10 @@ def check(session: Session) -> None:
         if not request.reference:
             why = "a running server's key is known from its file"
         raise UsageError(f"api_key_file=: {why}", "leave it out; it is for url=")
-    question(session.request.prompt)
+    for name, value in (("prompt", request.prompt), ("system", request.system)):
+        if encodable(value) != value:
+            raise UsageError(f"{name}=: is not UTF-8", "set the terminal to UTF-8")
+    question(request.prompt)
 
 
 @cache

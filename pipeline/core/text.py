@@ -6,6 +6,7 @@ import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 # The longer marks first: UTF-32's begins like UTF-16's.
 OTHER_ENCODINGS = {
@@ -38,6 +39,14 @@ def is_digits(text: str) -> bool:
 def printable(text: str) -> str:
     """`text` without what a terminal would interpret instead of showing it."""
     return text if text.isascii() and text.isprintable() else re.sub(UNPRINTABLE, "", text)
+
+
+def encodable(text: str) -> str:
+    """`text` from a terminal, whose bytes Python keeps as halves of letters where it cannot read
+    them: as UTF-8, with a mark for what is none."""
+    with suppress(UnicodeEncodeError):
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def decoded(data: bytes) -> str:

@@ -164,12 +164,19 @@ def test_a_question_that_fails(bare: Doit, server: tuple[str, list[Any]]) -> Non
     assert nobody.returncode == 1 and b"nothing answers at" in nobody.stderr
     utf16 = asked(bare, f"url={url}", text="hello".encode("utf-16"))
     assert utf16.returncode == 3 and b"stdin: is UTF-16" in utf16.stderr
+    for name in ("prompt", "system"):
+        words = {"prompt": "hello", name: os.fsdecode(b"caf\xe9")}
+        latin = asked(bare, f"url={url}", *(f"{key}={value}" for key, value in words.items()))
+        assert latin.returncode == 3 and f"{name}=: is not UTF-8".encode() in latin.stderr
 
 
 def test_errors_leave_the_conversation_going(bare: Doit, server: tuple[str, list[Any]]) -> None:
     url, requests = server
     with terminal(bare, f"url={url}") as screen:
         screen.until(">>>")
+        os.write(screen.end, b"caf\xe9\r")  # a terminal that is not set to UTF-8
+        screen.until("(?s)error: .*>>>")  # the stand-in has no answer to it
+        assert requests[-1]["messages"][-1]["content"] == "caf\ufffd"
         screen.type("too long\r")
         assert "/reset begins a new conversation" in screen.until("(?s)error: .*>>>")
         screen.type("error inside\r")

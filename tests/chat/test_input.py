@@ -22,6 +22,9 @@ from pipeline.chat.terminal import SavedHistory, history, is_unfinished, unquote
         ("one \\", True, None),
         ("one \\\ntwo", False, "one \ntwo"),
         (" /exit ", False, "/exit"),
+        (os.fsdecode(b"caf\xe9"), False, "caf\ufffd"),
+        ("t\udcc3\udcabst", False, "tëst"),  # where Python took the terminal for one of ASCII
+        ("half \ud83d", False, "half \ufffd"),
     ],
 )
 def test_several_lines(typed: str, is_open: bool, text: str | None) -> None:
