@@ -131,6 +131,7 @@ class Terminal:
             completer=WordCompleter(words, sentence=True),
             complete_while_typing=False,
             enable_open_in_editor=False,
+            enable_suspend=True,
         )
 
     def run(self) -> None:

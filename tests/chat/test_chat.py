@@ -191,7 +191,7 @@ def test_errors_leave_the_conversation_going(bare: Doit, server: tuple[str, list
         screen.type('"""hel\rlo"""\x7f\x7f\x7f\x03')  # given up half-way
         screen.until("Ctrl-D or /exit leaves")
         screen.until(">>>")
-        screen.type("hello\r")
+        screen.type("hel\x1alo\r")  # Ctrl-Z, for the shell
         screen.until("Hello")
         screen.until("2 tokens, 7.5 tokens/s")
         screen.until(">>>")
