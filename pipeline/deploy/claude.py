@@ -5,6 +5,7 @@ The variables are those that version 2.1 of the npm package reads.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -180,8 +181,16 @@ def _get(url: str, key: str, advice: str, kind: type[Answer]) -> Answer:
 
 def base_of(url: str) -> str:
     """A server's address, of which clients take more or less: its host alone, the base of OpenAI's
-    API, or all of the endpoint."""
-    url = url.strip().rstrip("/")
+    API, or all of the endpoint. Raises UsageError for what is none."""
+    base = url.strip().rstrip("/")
     for end in ("/chat/completions", "/models", "/v1"):
-        url = url.removesuffix(end)
-    return url if "://" in url else f"http://{url}"
+        base = base.removesuffix(end)
+    base = base if "://" in base else f"http://{base}"
+    try:
+        at = urlsplit(base)
+        has_host = at.hostname and not at.netloc.endswith(":") and at.port != 0
+    except ValueError:  # a port that is none, a bracket without its other
+        has_host = False
+    if not has_host or at.scheme not in ("http", "https") or re.search(r"\s", base):
+        raise UsageError(f"url={url}: is no address of a server", "such as http://127.0.0.1:8080")
+    return base

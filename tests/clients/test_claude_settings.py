@@ -16,6 +16,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.deploy.claude import (
     DROPPED,
     FAMILIES,
+    base_of,
     chat_models,
     choose,
     context_of,
@@ -79,6 +80,27 @@ def test_a_server_that_answers_something_else(text: str) -> None:
         with pytest.raises(PipelineError, match=f"^{url}/v1/models: unexpected answer"):
             chat_models(url, "", "")
         assert context_of(url, "", "a") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ("localhost:8080", "http://localhost:8080"),
+        (" HTTPS://[::1]:1/llm/v1/ ", "HTTPS://[::1]:1/llm"),
+        ("gpu-box.lan", "http://gpu-box.lan"),
+    ],
+)
+def test_the_address_of_a_server(given: str, base: str) -> None:
+    assert base_of(given) == base
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["ftp://a", "a:99999", "a:0", "a:x", "http://", "http://:80", "a:1:2", "[::1", "a b", "/v1"],
+)
+def test_what_is_no_address(wrong: str) -> None:
+    with pytest.raises(UsageError, match="is no address of a server"):
+        base_of(wrong)
 
 
 def test_limits_fit_the_context() -> None:
