@@ -108,6 +108,9 @@ def test_thinking_and_logprobs() -> None:
         _, body = chat(think=think)
         assert body["chat_template_kwargs"] == {"enable_thinking": think}
         assert "reasoning_effort" not in body
+    for wrong in ("false", "bogus", "High"):
+        with pytest.raises(Refused, match='think must be true, false, "low", "medium" or "high"'):
+            chat(think=wrong)
     _, body = chat(think="high")
     assert body["chat_template_kwargs"] == {"enable_thinking": True}
     assert body["reasoning_effort"] == "high"

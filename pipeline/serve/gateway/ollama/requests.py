@@ -43,6 +43,7 @@ OF_THE_START = (
 HIGH, LOW = rb"u[dD][89abAB][0-9a-fA-F]{2}", rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
 HALF = re.compile(rb"\\(?:\\(?:\\\\)*+|%b\\%b|(%b|%b))" % (HIGH, LOW, HIGH, LOW))
 UNKNOWN = rb"\ufffd"
+EFFORTS = ("low", "medium", "high")  # of a model that thinks
 # How the images that llama.cpp reads begin.
 IMAGES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp"}
 SNIFFED = 16  # characters of base64
@@ -227,10 +228,12 @@ def _conversation(
         )
     if request.logprobs:
         body |= {"logprobs": True, "top_logprobs": max(1, request.top_logprobs or 0)}
+    if request.think not in (None, "", True, False, *EFFORTS):
+        raise Refused(400, 'think must be true, false, "low", "medium" or "high"')
     if request.think not in (None, ""):
         body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
     if isinstance(request.think, str) and request.think:
-        body["reasoning_effort"] = request.think  # low, medium, high
+        body["reasoning_effort"] = request.think
     return Translated("/v1/chat/completions", body)
 
 
