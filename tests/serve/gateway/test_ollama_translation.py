@@ -103,6 +103,12 @@ def test_half_a_pair_of_escapes_is_read_as_ollama_reads_it(sent: bytes, read: st
         requests.decoded(b'{"prompt": 1, "x": "%b"}' % sent, requests.Generate)
 
 
+def test_a_mark_before_the_json_is_skipped() -> None:
+    """As on OpenAI's paths: Windows' own tools write it into files."""
+    asked = requests.decoded(b'\xef\xbb\xbf{"prompt": "x"}', requests.Generate)
+    assert asked.prompt == "x"
+
+
 def test_thinking_and_logprobs() -> None:
     for think in (True, False):
         _, body = chat(think=think)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct, field
 
-from pipeline.serve.gateway.request_body import parse_body, require_few_values
+from pipeline.serve.gateway.request_body import BOM, parse_body, require_few_values
 from pipeline.serve.guard.refusal import Refused
 
 # Values that mean the same as an absent field.
@@ -156,7 +156,7 @@ def _decoded(body: bytes, kind: type[R]) -> R:
     parse_body("", body)
     require_few_values(body)
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
+        return msgspec.json.decode(body.removeprefix(BOM) or b"{}", type=kind)
     except (msgspec.DecodeError, RecursionError) as error:  # a ValidationError is one too
         raise Refused(400, f"invalid request: {error}") from None
 
