@@ -18,6 +18,10 @@ from pipeline.serve.supervisor.state import ASLEEP, FAILED
 
 from .servers import RERANK, ServerList, Targets
 
+# Statuses after which the same request would fail again, or kill another server, and what keeps
+# OpenAI's and Anthropic's clients from sending it.
+FINAL = (501, 502, 507)
+NOT_AGAIN = {"x-should-retry": "false"}
 RETRY_AFTER = 5  # seconds, for clients that get 503, unless the refusal knows better
 
 # How llama-server says, with status 500, that a request is wrong.
@@ -45,8 +49,8 @@ def error(refused: Refused, request: Request) -> Response:
         body = {"error": refused.message}
     retry_after = str(refused.retry_after or RETRY_AFTER)
     headers = {"retry-after": retry_after} if refused.status == 503 else {}
-    if refused.status == 507:
-        headers["x-should-retry"] = "false"  # to OpenAI's and Anthropic's clients
+    if refused.status in FINAL:
+        headers |= NOT_AGAIN
     if refused.closes:
         headers["connection"] = "close"
     # Escaped to ASCII: a message may quote what is not valid UTF-8.

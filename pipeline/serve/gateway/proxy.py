@@ -43,6 +43,7 @@ DEAD_SECONDS = 5.0  # a ready server that cannot be reached for so long is dead
 MAX_SENDS = 2  # of a request over which servers die
 CLIENT_GONE = 499
 FIRST_ERROR = 400
+CANNOT = 501  # of an instance without what a request needs, such as embeddings
 JSON = "application/json"
 
 
@@ -274,6 +275,8 @@ class Proxy:
         call.status = answer.status
         if not call.stream_began:
             headers = returned_headers(answer.headers)
+            if answer.status == CANNOT:
+                headers += [(key.encode(), x.encode()) for key, x in answers.NOT_AGAIN.items()]
             await call.send(
                 {"type": "http.response.start", "status": answer.status, "headers": headers}
             )

@@ -296,6 +296,13 @@ def test_a_request_that_is_wrong_is_not_called_an_error_of_the_server(
         assert here.chat("chat", status=500, reply=other).status_code == 500
 
 
+def test_what_an_instance_cannot_do_is_not_asked_again(here: Site) -> None:
+    here.upstream("chat")
+    here.gateway()
+    assert here.chat(status=501).headers["x-should-retry"] == "false"
+    assert "x-should-retry" not in here.chat(status=500).headers
+
+
 def test_a_reranker_is_not_called_an_embedding_model(here: Site) -> None:
     here.upstream("ranks", kind="rerank")
     here.gateway()
@@ -652,6 +659,8 @@ def test_a_request_that_kills_its_server_does_not_kill_all(here: Site) -> None:
     here.gateway()
     answer = here.chat("m", die=True)
     assert answer.status_code == 502 and "ended without an answer" in answer.text
+    # OpenAI's and Anthropic's clients send again, twice, after any other status from 500 on
+    assert answer.headers["x-should-retry"] == "false"
     assert sum(len(here.events(name, "request")) for name in "abc") == 2
     assert here.chat("m").status_code == 200
 
