@@ -156,7 +156,8 @@ class Terminal:
         """Run a command or ask a question; returns whether to go on."""
         line = unquoted(text)
         word, _, rest = line.partition(" ")
-        if not (word.startswith("/") and (word[1:].isalpha() or word == "/?")):
+        is_quoted = text.lstrip().startswith(QUOTES)
+        if is_quoted or not (word.startswith("/") and (word[1:].isalpha() or word == "/?")):
             if line:
                 self.ask(line)
             return True

@@ -179,6 +179,9 @@ def test_errors_leave_the_conversation_going(bare: Doit, server: tuple[str, list
         os.write(screen.end, b"caf\xe9\r")  # a terminal that is not set to UTF-8
         screen.until("(?s)error: .*>>>")  # the stand-in has no answer to it
         assert requests[-1]["messages"][-1]["content"] == "caf\ufffd"
+        screen.type('"""/exit"""\r')  # a question all the same
+        screen.until("(?s)error: .*>>>")
+        assert requests[-1]["messages"][-1]["content"] == "/exit"
         screen.type("too long\r")
         assert "/reset begins a new conversation" in screen.until("(?s)error: .*>>>")
         screen.type("error inside\r")
