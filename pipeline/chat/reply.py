@@ -76,6 +76,9 @@ class Reply:
     def add(self, text: str, reasoning: str) -> None:
         if reasoning:
             self._status.stop()
+            if self._live:  # it goes on thinking
+                self._finish()
+                self.console.print()
             self._reasons = True
             self.console.print(Text(reasoning, "dim"), end="", soft_wrap=True)
         if not self.text:
@@ -96,6 +99,7 @@ class Reply:
         self._status.stop()
         if self._reasons:
             self.console.print("\n")
+            self._reasons = self._has_block = False
         self._live = Live(
             console=self.console,
             refresh_per_second=PER_SECOND,
@@ -112,11 +116,17 @@ class Reply:
             self._has_block = True
             self.console.print(Block(block), end="")
 
-    def __exit__(self, *error: object) -> None:
-        self._status.stop()
+    def _finish(self) -> None:
+        """Print what is not finished as it is."""
         if self._live:
             self._live.stop()
-        elif self._reasons:
-            self.console.print()
+            self._live = None
         if self._open.strip():
             self._print(blocks(self._open))
+        self._open = ""
+
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+        if self._reasons:
+            self.console.print()
+        self._finish()

@@ -64,6 +64,13 @@ def test_reasoning_comes_before_the_answer() -> None:
     assert shown(("", "hm")) == "hm\n"
 
 
+def test_reasoning_between_two_parts_of_an_answer_is_shown_there() -> None:
+    assert shown(("", "hm"), ("one", ""), ("", "we"), ("", "ll"), ("\n\ntwo", "")) == (
+        "hm\n\none\n\nwell\n\ntwo\n"
+    )
+    assert shown(("a\n\nb", ""), ("", "hm")) == "a\n\nb\n\nhm\n"
+
+
 def test_a_block_that_is_longer_than_the_screen_shows_its_end() -> None:
     out = io.StringIO()
     console = Console(file=out, width=40, height=10)
