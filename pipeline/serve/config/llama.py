@@ -133,12 +133,13 @@ def errors(
     for name, text in _inputs(resolved):
         path = beside(folder, text)
         flag = resolved.flags.get(name)
-        if flag and flag.value in FOLDERS:
-            why = "" if is_there(path) or path.exists() else f"{path} does not exist"
-        else:
-            why = "" if is_there(path) else f"{path} is no file"
-        if name == "model" and path.is_file():
-            why = _not_whole(path)
+        may_be_folder = flag is not None and flag.value in FOLDERS
+        why = f"{path} does not exist" if may_be_folder else f"{path} is no file"
+        with suppress(OSError):  # the name is too long, or a folder above it closed
+            if is_there(path) or (may_be_folder and path.exists()):
+                why = ""
+            if name == "model" and path.is_file():
+                why = _not_whole(path)
         if why:
             yield spec.line(f"server.{name}", f" = {text}: {why}")
 

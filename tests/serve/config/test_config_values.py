@@ -121,6 +121,9 @@ def test_a_value_is_checked_before_the_options_are_known(tmp_path: Path) -> None
     assert len(caught.value.message.splitlines()) == 2
 
 
+LONG = "x" * 300  # longer than a file's name may be: a template itself, for one
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -129,6 +132,9 @@ def test_a_value_is_checked_before_the_options_are_known(tmp_path: Path) -> None
         ("lora_scaled = 'models.toml:0.5,gone:1'", "lora_scaled = gone: {}/gone is no file"),
         ("slot_save_path = 'gone'", "slot_save_path = gone: {}/gone does not exist"),
         ("chat_template_file = 'gone'", "chat_template_file = gone: {}/gone is no file"),
+        (f"chat_template_file = '{LONG}'", f"chat_template_file = {LONG}: {{}}/{LONG} is no file"),
+        (f"slot_save_path = '{LONG}'", f"slot_save_path = {LONG}: {{}}/{LONG} does not exist"),
+        (f"model = '{LONG}'", f"model = {LONG}: {{}}/{LONG} is no file"),
         (
             "model = 'x-00001-of-00003.gguf'",
             "model = x-00001-of-00003.gguf: {}/x-00001-of-00003.gguf: 1 of its 3 parts",
