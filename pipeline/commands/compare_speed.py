@@ -22,6 +22,8 @@ from pipeline.models import gguf
 from pipeline.report import bench, host
 from pipeline.report.bench import Samples
 from pipeline.report.figures import Speed
+from pipeline.report.tuning_axes import BENCH as BENCH_NAMES
+from pipeline.report.tuning_axes import bench_value
 
 from .model import Model
 
@@ -64,9 +66,14 @@ def speeds(
 def options(model: Model) -> list[str]:
     """The options of llama-bench for those that the command line has."""
     request, layers = model.request, model.request.gpu_layers or ""
-    given = {"-t": request.threads, "-dev": request.device}
-    given["-ngl"] = layers if layers.isdecimal() else None  # it offloads all by itself
-    return [word for name, value in given.items() if value for word in (name, str(value))]
+    given = {"threads": request.threads, "device": request.device}
+    given["gpu-layers"] = layers if layers.isdecimal() else None  # it offloads all by itself
+    return [
+        word
+        for name, value in given.items()
+        if value is not None
+        for word in (BENCH_NAMES[name], bench_value(name, str(value)))
+    ]
 
 
 def command(model: Model, path: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
@@ -57,6 +58,9 @@ BENCH = {
     "cache-type-v": "-ctv",
     **PLACING,
 }
+# Where llama-server takes several with commas: for llama-bench a comma begins another run.
+BETWEEN = {"device": "/", "tensor-split": "/", "override-tensor": ";"}
+AUTO_LAYERS = ("auto", "-1")
 
 
 class Scope(Struct, frozen=True, kw_only=True):
@@ -142,15 +146,24 @@ def bench_words(
         options[THREADS] = threads
     elif phase == PROMPT:
         options.pop(THREADS, None)
-    if options.get("gpu-layers") == "auto":
+    if options.get("gpu-layers") in AUTO_LAYERS:
         del options["gpu-layers"]
     words = ["-fitt", FIT_MARGIN, "-fitc", str(ctx_size)] if cards else []
     if "gpu-layers" in options:
         words = []
     for name, value in options.items():
         if name in BENCH:
-            words += [BENCH[name], ALL_LAYERS if (name, value) == ("gpu-layers", ALL) else value]
+            words += [BENCH[name], bench_value(name, value)]
     return words
+
+
+def bench_value(name: str, value: str) -> str:
+    """The value of an option of llama-server as llama-bench takes it."""
+    if name == THREADS and int(value) <= 0:
+        return str(os.cpu_count() or 1)  # llama-bench would crash
+    if (name, value) in (("gpu-layers", ALL), ("gpu-layers", "-2")):
+        return ALL_LAYERS
+    return value.replace(",", BETWEEN.get(name, ","))
 
 
 def _expanded(setting: Setting) -> dict[str, str]:

@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
 from conftest import Doit
 from fakes import hub
 
+from pipeline.commands import compare_speed
 from pipeline.commands.compare import typed
+from pipeline.commands.model import Model
 from pipeline.report.comparison import MARK, NAMES, PAGE
 
 
@@ -132,6 +135,13 @@ def test_commands_are_typed_as_a_shell_reads_them() -> None:
     env = {"LLAMA_PIPELINE_HOME": "/srv/my home", "HOME": "/home/me", "PATH": os.defpath}
     run = subprocess.run(["sh", "-c", script], env=env, stdout=subprocess.PIPE, check=True)
     assert run.stdout.decode().splitlines() == words
+
+
+def test_llama_bench_gets_what_llama_server_would_do() -> None:
+    """A comma is between two runs for it, and it crashes without a thread."""
+    request = SimpleNamespace(threads=-1, device="CUDA0,CUDA1", gpu_layers="all")
+    words = compare_speed.options(cast(Model, SimpleNamespace(request=request)))
+    assert words == ["-t", str(os.cpu_count()), "-dev", "CUDA0/CUDA1"]
 
 
 def test_a_model_is_needed(bare: Doit) -> None:

@@ -107,6 +107,24 @@ def test_llama_bench_places_layers_as_the_server_does() -> None:
     assert bench_words({}, DECODE, {"gpu-layers": "auto"}, cards=1, ctx_size=4096) == fit
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"device": "CUDA0,CUDA1"}, ["-dev", "CUDA0/CUDA1"]),
+        ({"tensor-split": "3,1"}, ["-ts", "3/1"]),
+        ({"override-tensor": "up=CPU,down=CPU"}, ["-ot", "up=CPU;down=CPU"]),
+        ({"gpu-layers": "-1"}, []),
+        ({"gpu-layers": "-2"}, ["-ngl", "999"]),
+        *(({"threads": each}, ["-t", str(os.cpu_count())]) for each in ("0", "-1")),
+    ],
+)
+def test_llama_bench_gets_what_llama_server_would_do(
+    given: dict[str, str], expected: list[str]
+) -> None:
+    """A comma is between two runs for it, and it crashes without a thread."""
+    assert bench_words({}, DECODE, given) == expected
+
+
 @needs_shell
 def test_the_search_leaves_out_what_fails_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     cases = {
