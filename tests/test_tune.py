@@ -110,6 +110,16 @@ def test_what_is_found_is_kept_and_served_with(built: Path, bare: Doit, gguf: Pa
         assert server["tuned"] == ([*FOUND] if expected else [])
 
 
+def test_the_result_is_tried_in_a_context_that_no_prompt_fits(
+    built: Path, bare: Doit, gguf: Path
+) -> None:
+    bare.env["LLAMA_SERVER_BINS_DIR"] = str(programs(built, bare.home, FAST))
+    words = (f"model={gguf}", "ctx_size=2048", "parallel=8", "server.flash_attn=off")
+    run = bare("tune", *words, *NOT_TRIED)
+    assert "trying the result with llama-server" in run.err
+    assert not [*(bare.home / "logs").glob("tune-*")], "logs are of use where something went wrong"
+
+
 def test_what_was_measured_survives_an_interruption(built: Path, bare: Doit, gguf: Path) -> None:
     program = programs(built, bare.home, {"-fa off": "exec sleep 60"})
     bare.env["LLAMA_SERVER_BINS_DIR"] = str(program)

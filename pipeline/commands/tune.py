@@ -258,11 +258,12 @@ def served_ratios(task: TuneTask, options_found: dict[str, str]) -> dict[str, fl
     log.info("trying the result with llama-server")
 
     def seconds(name: str) -> list[float]:
-        return served_speed.seconds(variants[name], environment.environment(variants[name], at))
+        server = variants[name]
+        times = served_speed.seconds(server, environment.environment(server, at))
+        Path(server.log_file).unlink(missing_ok=True)  # of use only where something went wrong
+        return times
 
-    ratios = served_speed.ratios([*variants], seconds)
-    Path(task.server.log_file).unlink(missing_ok=True)  # of use only where something went wrong
-    return ratios
+    return served_speed.ratios([*variants], seconds)
 
 
 def with_options(server: Server, added: Mapping[str, str]) -> Server:

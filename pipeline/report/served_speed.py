@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from pipeline.serve import health, supervise
 from pipeline.serve.server import Server
 
 SECONDS = 600.0  # for one request
 GENERATED = 48  # tokens
+ADDED = 16  # tokens that a server puts around a prompt, at most
+LEAST, ENDLESS = 8, 1_000_000  # letters of a prompt, and tokens of a context that is not known
 
 PROMPTS = (
     "Explain to a new colleague why a database keeps a log of the changes that it is about to make "
@@ -38,14 +42,29 @@ def seconds(server: Server, env: Mapping[str, str]) -> list[float]:
     """Start `server`, and time one request after the other, once each is warm: seconds for each of
     PROMPTS. Raises PipelineError where it does not start, or does not answer."""
     with supervise.beside(server, env=env) as require_running:
-        ask(server, PROMPTS[0])
+        most = longest(server)
+        prompts = [prompt[:most] for prompt in PROMPTS]
+        ask(server, prompts[0])
         times = []
-        for prompt in PROMPTS:
+        for prompt in prompts:
             require_running()
             began = time.perf_counter()
             ask(server, prompt)
             times.append(time.perf_counter() - began)
     return times
+
+
+def longest(server: Server) -> int:
+    """How many letters of a prompt the server has room for, whatever its tokenizer makes of them: a
+    token has one at least."""
+    is_chat = server.kind not in ("embedding", "rerank")
+    at_once = () if is_chat else ("--batch-size", "--ubatch-size")  # a text is read in one batch
+    sizes = [int(size) for name in at_once if (size := server.argument(name)).isdecimal()]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        _, answer = health.ask(server, "/props", timeout=SECONDS)
+        sizes.append(int(json.loads(answer)["default_generation_settings"]["n_ctx"]))
+    room = min(filter(None, sizes), default=ENDLESS) - ADDED - (GENERATED if is_chat else 0)
+    return max(LEAST, room // (2 if server.kind == "rerank" else 1))  # it reads a query, too
 
 
 def ask(server: Server, prompt: str) -> None:
