@@ -3,6 +3,7 @@ llama-imatrix for a text."""
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 import struct
@@ -32,7 +33,7 @@ def is_text(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4096)
     try:
-        start[:-4].decode()  # the last letter may be cut in two
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last letter may be cut in two
     except UnicodeDecodeError:
         return False
     return b"\0" not in start

@@ -47,6 +47,14 @@ def test_what_is_one(tmp_path: Path, data: bytes) -> None:
     imatrix.require_usable(tmp_path / "x")
 
 
+@pytest.mark.parametrize("letter", ["é", "春", "😀"])
+def test_a_text_is_one_wherever_its_beginning_is_cut(tmp_path: Path, letter: str) -> None:
+    """It is read in part, which may end within a letter."""
+    for shift in range(len(letter.encode())):
+        (tmp_path / "x").write_text("a" * shift + letter * 3000, encoding="utf-8")
+        assert imatrix.is_text(tmp_path / "x")
+
+
 SHAPES = {
     **{f"blk.{n}.ffn_up.weight": (512, 256) for n in range(3)},
     **{f"blk.{n}.ffn_up_exps.weight": (4, 512, 256) for n in range(3)},
