@@ -86,7 +86,7 @@ def check_limit(model: Model) -> None:
     elif request.sample_text and not request.measures:
         raise UsageError("text=: not used without max_kld= or min_cosine=", "leave it out")
     if own := request.sample_text:
-        quality_setup.require_text(own)
+        quality_setup.own_text(own)
 
 
 def check_request(model: Model) -> None:

@@ -18,13 +18,14 @@ from pipeline.core.errors import PipelineError, UsageError, doitw
 from pipeline.core.paths import absolute
 from pipeline.core.store import receipts
 from pipeline.core.store.receipts import Status
-from pipeline.core.text import size, table
+from pipeline.core.text import plural, size, table
 from pipeline.models import chain as chains
 from pipeline.models import gguf, text_length
 from pipeline.models import quants as types
 from pipeline.models.convert import Unquantized
 from pipeline.models.reference import NO_PROJECTOR, exists
 from pipeline.report import quality as measuring
+from pipeline.report import quality_similarity as similarity
 from pipeline.report.figures import Estimate, Quality
 from pipeline.report.quality import Measured, Sample, Setup
 
@@ -89,10 +90,8 @@ def quality(session: Session) -> None:
     ]
     print(table(lines))
     first = report.qualities[0]
-    of = "tokens" if report.setup.kind == "language" else "texts"
-    print(
-        f"\nagainst {report.reference.name}, over {first.samples} {of} of {report.setup.text_name}"
-    )
+    over = plural(first.samples, "token" if report.setup.kind == "language" else "text")
+    print(f"\nagainst {report.reference.name}, over {over} of {report.setup.text_name}")
     print("To repeat it by hand:", *commands, sep="\n  ")
 
 
@@ -227,7 +226,10 @@ def _require_text(model: Model) -> None:
 
 def _text_may_be_short(model: Model) -> bool:
     text, chunk = model.request.sample_text, model.request.ctx_size or text_length.CHUNK
-    return text is not None and text_length.may_be_short(text, chunk)
+    return text is not None and (
+        text_length.may_be_short(text, chunk)
+        or len(similarity.passages(quality_setup.own_text(text))) < similarity.DOCUMENTS
+    )
 
 
 def _require_long_enough(model: Model, source: Path | None) -> None:

@@ -15,7 +15,7 @@ from pipeline.core.text import decoded
 from pipeline.models import divergence, text_length, texts
 from pipeline.models.gguf import Header
 from pipeline.models.imatrix import is_text
-from pipeline.report import quality
+from pipeline.report import quality, quality_similarity
 from pipeline.report.quality import Setup
 from pipeline.report.quality_similarity import Serving
 
@@ -57,7 +57,7 @@ def setup(
         )
         if own := request.sample_text:
             text_length.require_bytes(own, "text", perplexity.ctx_size)
-    return Setup(
+    made = Setup(
         home=programs.home,
         kind=kind,
         program_digest=binaries.sha256(name),
@@ -67,6 +67,9 @@ def setup(
         perplexity=perplexity,
         serving=serving,
     )
+    if (own := request.sample_text) and not perplexity:
+        quality_similarity.require_enough(own_text(own), made.text_name, made.documents)
+    return made
 
 
 def require_long_enough(request: Request, setup: Setup, source: Path) -> None:
@@ -80,17 +83,21 @@ def text(request: Request, home: Home) -> str:
     """The user's text, or the one that llama.cpp's pinned tree brings, which is fetched where it is
     not on disk. Raises PipelineError."""
     if own := request.sample_text:
-        try:
-            return decoded(own.read_bytes())
-        except (ValueError, OSError) as error:
-            raise UsageError(f"text={own}: {error}", "pass a text in UTF-8") from None
+        return own_text(own)
     return texts.read(tree(home, offline=request.offline), "test")
 
 
-def require_text(path: Path) -> None:
-    """Raise UsageError where a file does not begin as a text does."""
-    if not is_text(path) or not path.stat().st_size:
+def own_text(path: Path) -> str:
+    """A text of the user's. Raises UsageError where it is none, or cannot be read."""
+    if not is_text(path):  # before all of something else is read
         raise UsageError(f"text={path}: is no text", "pass a text in UTF-8")
+    try:
+        read = decoded(path.read_bytes())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"text={path}: {error}", "pass a text in UTF-8") from None
+    if not read.strip():
+        raise UsageError(f"text={path}: is empty", "pass a text in UTF-8")
+    return read
 
 
 def tree(home: Home, *, offline: bool) -> Path:

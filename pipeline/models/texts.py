@@ -13,6 +13,7 @@ import json
 import re
 from pathlib import Path
 from typing import Literal
+from unicodedata import category
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
@@ -24,6 +25,7 @@ NAMES = {"calibration": "llama.cpp-calibration.txt", "test": "llama.cpp-test.txt
 ORIGIN = "prose of llama.cpp's documents and comments, pinned by sha256"
 VERSION = 1  # of how prose is told from the rest
 LEAST_WORDS = 12  # of a paragraph: less is a heading, or an item of a list
+LEAST_LETTERS = 40  # the same in scripts that put no blanks between words
 PLAIN = 0.9  # of a paragraph: letters, blanks and commas; less is code or a table
 COMMENT = re.compile(r"/\*(.*?)\*/", re.S)
 
@@ -38,10 +40,13 @@ def prose(document: str, *, is_code: bool = False) -> list[str]:
 
 
 def _is_prose(paragraph: str) -> bool:
-    if len(paragraph.split(maxsplit=LEAST_WORDS)) < LEAST_WORDS:
-        return False
     plain = sum(letter.isalpha() or letter in " ,.'" for letter in paragraph)
-    return plain >= PLAIN * len(paragraph)
+    kinds = [category(letter)[0] for letter in paragraph if not letter.isascii()]
+    marks = kinds.count("M")  # vowels, in some scripts
+    if kinds.count("L") + marks >= LEAST_LETTERS:
+        return plain + marks + kinds.count("P") >= PLAIN * len(paragraph)
+    is_long = len(paragraph.split(maxsplit=LEAST_WORDS)) >= LEAST_WORDS
+    return is_long and plain >= PLAIN * len(paragraph)
 
 
 def read(tree: Path, use: Use) -> str:

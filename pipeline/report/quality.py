@@ -20,7 +20,6 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import json_file, publish
 from pipeline.core.store.locks import is_held, only_one
-from pipeline.core.text import plural
 from pipeline.models import divergence, gguf
 from pipeline.models.divergence import Piece
 from pipeline.models.gguf import Header
@@ -98,6 +97,11 @@ class Setup(Struct, frozen=True, kw_only=True):
     text_name: str
     perplexity: divergence.Perplexity | None = None  # for language models
     serving: Serving | None = None  # for all others
+
+    @property
+    def documents(self) -> int:
+        """How many passages make a piece, where models are measured on passages."""
+        return similarity.DOCUMENTS if self.kind == "rerank" else 1
 
     def file(self, base: str, quant: str) -> Path:
         """Where the sample of a quant is kept; both are given by their digests."""
@@ -267,14 +271,10 @@ def _passages(
     serving, passages = setup.serving, similarity.passages(text)
     if serving is None:
         raise ValueError("models of this kind are measured by a server")
-    size = similarity.DOCUMENTS if setup.kind == "rerank" else 1
+    size = setup.documents
     starts = range(start.offset, len(passages) - size + 1, size)[: start.count]
-    if not starts and not start.offset:
-        raise UsageError(
-            f"{setup.text_name}: has {plural(len(passages), 'paragraph')} of prose, and {size} are "
-            "needed at least",
-            "pass a longer text=PATH",
-        )
+    if not start.offset:
+        similarity.require_enough(text, setup.text_name, size)
     groups = [passages[first : first + size] for first in starts]
     if setup.kind == "rerank":
         rows = similarity.scores(serving, base, groups)
@@ -334,6 +334,8 @@ def shown(figure: Estimate) -> str:
     if not math.isfinite(figure.value):
         return "not a number"
     digits = 4
-    if 0 < figure.error < math.inf:
+    if not math.isfinite(figure.error):  # of a single piece
+        return f"{figure.value:.{digits}f} ± ?"
+    if figure.error > 0:
         digits = min(6, max(2, -math.floor(math.log10(figure.error))))
     return f"{figure.value:.{digits}f} ± {figure.error:.{digits}f}"

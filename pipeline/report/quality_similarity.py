@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 
 from msgspec import DecodeError, Meta, Struct, json
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.progress import bar
+from pipeline.core.text import plural
 from pipeline.models import texts
 from pipeline.models.divergence import Piece, plain_name
 from pipeline.serve import health
@@ -20,8 +21,10 @@ from pipeline.serve.server import Server
 
 from .quality_statistics import cosine, spearman
 
-LETTERS = 600  # of a text: the smallest models read 512 tokens, a query and a document together
-QUERY_WORDS = 10
+# Of a text: the smallest models read 512 tokens, a query and a document together, and in some
+# scripts each letter is one.
+LETTERS, BYTES = 600, 720
+QUERY_WORDS, QUERY_LETTERS = 10, 250
 DOCUMENTS = 16  # that are ranked for a query
 TIMEOUT = 600.0  # seconds for an answer
 
@@ -53,7 +56,17 @@ Serving = Callable[[Path], AbstractContextManager[Server]]
 
 def passages(text: str) -> list[str]:
     """The texts to compare: the beginnings of the paragraphs."""
-    return [paragraph[:LETTERS] for paragraph in texts.prose(text)]
+    beginnings = (paragraph[:LETTERS].encode()[:BYTES] for paragraph in texts.prose(text))
+    return [each.decode(errors="ignore") for each in beginnings]
+
+
+def require_enough(text: str, name: str, documents: int) -> None:
+    """Raise UsageError where the text has not so many passages."""
+    if (count := len(passages(text))) < documents:
+        raise UsageError(
+            f"{name}: has {plural(count, 'paragraph')} of prose, {documents} needed at least",
+            "pass a text=PATH of prose, with empty lines between its paragraphs",
+        )
 
 
 def embeddings(serving: Serving, model: Path, inputs: Sequence[str]) -> list[list[float]]:
@@ -73,7 +86,7 @@ def scores(serving: Serving, model: Path, groups: Sequence[Sequence[str]]) -> li
     rows = []
     with serving(model) as server, bar(f"measuring {plain_name(model)}") as update:
         for number, documents in enumerate(groups, start=1):
-            query = " ".join(documents[0].split()[:QUERY_WORDS])
+            query = " ".join(documents[0].split()[:QUERY_WORDS])[:QUERY_LETTERS]
             body = {"query": query, "documents": list(documents)}
             answer = _post(server, "/v1/rerank", body, RankingAnswer)
             by_index = {row.index: row.relevance_score for row in answer.results}

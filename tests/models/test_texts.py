@@ -15,6 +15,7 @@ from pipeline.core.pins import pins
 from pipeline.core.store.hashing import sha256
 from pipeline.models import texts
 from pipeline.models.texts import Use
+from pipeline.report import quality_similarity as similarity
 
 # Another text gives other figures: a change here is a change of every figure.
 DIGESTS: dict[Use, str] = {
@@ -100,3 +101,19 @@ def test_prose_is_kept_and_code_is_not() -> None:
     assert texts.prose(MARKDOWN) == [paragraph]
     code = f"/*\n{paragraph}\n*/\nint number_of_things = 1;\n/* short */"
     assert texts.prose(code, is_code=True) == [paragraph]
+
+
+@pytest.mark.parametrize(
+    "paragraph",
+    [
+        "春天的早晨，阳光洒在小镇的石板路上。人们推开窗户，互相问候，孩子们背着书包走向学校，远处传来火车的汽笛声。",
+        "春の朝、小さな町の石畳に日差しが降り注いでいた。人々は窓を開け、互いに挨拶を交わし、子供たちは学校へ向かった。",
+        "सुबह की धूप छोटे शहर की गलियों पर पड़ रही थी। लोग खिड़कियाँ खोलकर एक दूसरे को नमस्ते कह रहे थे।",
+        "เช้าวันหนึ่งในฤดูใบไม้ผลิแสงแดดส่องลงบนถนนหินของเมืองเล็กๆผู้คนเปิดหน้าต่างทักทายกัน",
+    ],
+    ids=["Chinese", "Japanese", "Hindi", "Thai"],
+)
+def test_prose_is_known_in_scripts_without_blanks_or_with_other_vowels(paragraph: str) -> None:
+    assert texts.prose(f"# 标题\n\n{paragraph}\n\n| 一 | 1 |") == [paragraph]
+    long = similarity.passages(paragraph * 20)[0]
+    assert 200 < len(long) <= 600 and len(long.encode()) <= similarity.BYTES

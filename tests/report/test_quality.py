@@ -226,6 +226,8 @@ WRONG = {
     "quant=q8_0 quants=q4_0": ["contradict each other"],
     "quants=q8_0,q4_9": ["quants=q4_9", "did you mean Q4_1?"],
     "chunks=1": ["chunks=1", "from 8 to"],
+    "text={late}": ["late: line 2: is not UTF-8; save it as UTF-8"],
+    "text={blank}": ["blank: is empty"],
     "text=nowhere.txt": ["nowhere.txt is no file"],
     "max_kld=0.1": ["max_kld=0.1: not a variable of quality"],
 }
@@ -234,7 +236,10 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG)
 def test_wrong_words_are_answered(doit: Doit, trained: Path, tmp_path: Path, words: str) -> None:
     (tmp_path / "short").write_text("Some words.", encoding="utf-8")
-    given = words.format(short=tmp_path / "short").split()
+    (tmp_path / "blank").write_text(" \n" * 3000, encoding="utf-8")
+    (tmp_path / "late").write_bytes(b"Some words. " * 1000 + "\nGrüße".encode("latin-1"))
+    texts = {name: tmp_path / name for name in ("short", "blank", "late")}
+    given = words.format(**texts).split()
     run = doit("quality", f"model={trained}", *given, status=3)
     for text in WRONG[words]:
         assert text in run.err
@@ -339,7 +344,9 @@ def test_a_repository_is_measured_against_its_own_unquantized_file(
 # Embedding models and rerankers
 
 
-def test_embeddings_are_compared_by_their_cosine(doit: Doit, short_minilm: Path) -> None:
+def test_embeddings_are_compared_by_their_cosine(
+    doit: Doit, short_minilm: Path, tmp_path: Path
+) -> None:
     words = ("quality", f"model={short_minilm}", "quants=q8_0,q4_0", "chunks=16", "format=json")
     small, large = (row["cosine"] for row in reversed(doit(*words).json()["quants"]))
     assert 0.98 < small["value"] < large["value"] - 3 * large["error"] < 1
@@ -349,6 +356,13 @@ def test_embeddings_are_compared_by_their_cosine(doit: Doit, short_minilm: Path)
     assert "is an embedding model (bert)" in wrong.err and "min_cosine=" in wrong.err
     refused = doit(*words, "quant=q4_0", "min_cosine=0.9999", status=1)
     assert "as Q4_0: cosine 0.99" in refused.err
+    (code := tmp_path / "code.txt").write_text(
+        "def f(x):\n\treturn x + 1\n" * 2000, encoding="utf-8"
+    )
+    for task in (("quality", words[1], "quants=q5_0"), (*words, "quant=q5_0", "min_cosine=0.9")):
+        unfit = doit(*task, f"text={code}", status=3)
+        assert f"text={code}: has 0 paragraphs of prose, 1 needed at least" in unfit.err
+        assert "llama-quantize" not in unfit.err
     doit(*words, "quant=q8_0", "min_cosine=0.999")
 
 

@@ -74,6 +74,7 @@ def test_nonsense_fails_at_once() -> None:
     [
         *((0.12345, 0.0031, "0.123 ± 0.003"), (0.99963, 0.000018, "0.99963 ± 0.00002")),
         *((3.19, 0.06, "3.19 ± 0.06"), (1.0, 0.0, "1.0000 ± 0.0000")),
+        (0.99991, math.inf, "0.9999 ± ?"),
     ],
 )
 def test_a_figure_has_as_many_digits_as_its_error(value: float, error: float, text: str) -> None:
