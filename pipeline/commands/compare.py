@@ -6,6 +6,7 @@ the same page at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -16,7 +17,7 @@ from pipeline.bins.build_options import AUTO
 from pipeline.bins.hardware import nvidia
 from pipeline.core import capacity
 from pipeline.core.errors import UsageError, doitw
-from pipeline.core.paths import absolute
+from pipeline.core.paths import absolute, require_writable
 from pipeline.core.store.publish import disk_errors, publish_beside
 from pipeline.core.text import table
 from pipeline.models import gguf, memory, quants
@@ -218,12 +219,16 @@ def place(model: Model) -> Path:
 
 def require_ours(folder: Path) -> None:
     """Raise UsageError where a file stands in the folder that this command has not written, and
-    would replace."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"out={folder}: is a file", "name a folder")
+    would replace; PipelineError where nothing can be written there."""
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if there.exists() and not there.is_dir():
+        raise UsageError(f"out={folder}: {there} is a file", "name a folder")
+    require_writable(there, "out=")
     for name in comparison.NAMES:
         file = folder / name
-        if file.exists() and comparison.MARK not in file.read_text("utf-8", "replace"):
+        if file.exists() and not (
+            file.is_file() and comparison.MARK in file.read_text("utf-8", "replace")
+        ):
             raise UsageError(
                 f"{file}: was not written by compare, and would be replaced",
                 "move it away, or name another folder: out=PATH",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -108,8 +109,23 @@ def test_files_of_others_are_not_replaced(doit: Doit, gguf: Path, tmp_path: Path
     run = doit("compare", *words, f"out={tmp_path}", status=3)
     assert f"{mine}: was not written by compare" in run.err and mine.read_text("utf-8") == "<svg/>"
     assert "is a file" in doit("compare", *words, f"out={mine}", status=3).err
+    assert f"{mine} is a file" in doit("compare", *words, f"out={mine / 'x'}", status=3).err
     mine.write_text(MARK, "utf-8")
+    (page := tmp_path / PAGE).mkdir()
+    assert f"{page}: was not written" in doit("compare", *words, f"out={tmp_path}", status=3).err
+    page.rmdir()
     doit("compare", *words, f"out={tmp_path}")
+
+
+@pytest.mark.build
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_measured(
+    doit: Doit, gguf: Path, tmp_path: Path
+) -> None:
+    (link := tmp_path / "link").symlink_to("nowhere")
+    for out, said in (("/proc/x", "/proc: cannot be written to"), (link, "is a link to nowhere")):
+        run = doit("compare", f"model={gguf}", f"out={out}", status=1)
+        assert said in run.err and not (doit.home / "run" / "speeds.json").exists()
 
 
 @pytest.mark.parametrize(
