@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import kept
@@ -61,20 +62,27 @@ def short_minilm(built: Path, converter: Path, tmp_path_factory: pytest.TempPath
 
 def shorten(model: Path, target: Path) -> None:
     """The first layer of a bert as a model of its own."""
+    rewrite(model, target, {"bert.block_count": 1}, lambda name: not re.match(r"blk\.[1-9]", name))
+
+
+def rewrite(
+    model: Path, target: Path, own: Mapping[str, object], keeps: Callable[[str], bool]
+) -> None:
+    """A copy of a GGUF with some values of its own, None for none, and the tensors that `keeps`
+    says."""
     from gguf import GGUFReader, GGUFWriter
 
     reader = GGUFReader(model)
-    writer = GGUFWriter(target, "bert")
-    own = {"bert.block_count": 1}
+    writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
         value = own.get(field.name, field.contents())
+        written = field.name.startswith("GGUF.") or field.name == "general.architecture"
+        if written or value is None:
+            continue
         inner = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(field.name, value, field.types[0], inner)
     for tensor in reader.tensors:
-        kind, number = tensor.name.split(".")[:2]
-        if kind != "blk" or int(number) < 1:
+        if keeps(tensor.name):
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -39,7 +39,13 @@ def setup(
 ) -> Setup:
     """How a model with this header is measured. `ctx_size` are the tokens of a chunk, `serving`
     starts a llama-server: both are for measuring, not for what was measured before. Raises
-    PipelineError where the program is missing, or the user's text is too short."""
+    PipelineError where the program is missing, or the user's text is too short, or no text can be
+    read."""
+    if not header.vocabulary:
+        raise UsageError(
+            "the model has no tokenizer, so its quality cannot be measured on a text",
+            "leave it unmeasured (compare takes measure=speed), or pass a model with a tokenizer",
+        )
     kind = quality.kind_of(header)
     name, binaries = PROGRAMS[kind], programs.binaries
     program, perplexity = binaries.program(name), None

@@ -131,6 +131,11 @@ def make(
         recipe["options"] = list(options)
         name += "-output"
     log = home.logs / f"{folder.name}-{name}.log"
+    if not gguf.read(model).vocabulary:
+        raise UsageError(
+            f"{model.name}: has no tokenizer, so no importance matrix can be computed from a text",
+            "pass the matrix of this model: imatrix=PATH",
+        )
 
     def maker(made: Path) -> None:
         total = 0
@@ -166,7 +171,7 @@ def make(
             raise PipelineError(
                 f"the importance matrix could not be computed from {text} (status {status}):\n"
                 f"{last_lines(log, 5)}",
-                f"the text must have some thousand words at least; the whole log is {log}",
+                f"the whole log is {log}",
             )
         tools.read_made(made)
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import Doit, wait_for
 from fakes import hub, tiny_reranker
 from kills import kill_all
-from quality_tools import Quantize, spoiled, varied
+from quality_tools import Quantize, rewrite, spoiled, varied
 
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
@@ -306,6 +306,26 @@ def test_a_text_of_too_few_tokens_is_refused_before_any_work(
             assert "llama-quantize" not in refused.err
     left = [path for path in (doit.home / "models").rglob("*") if path.suffix == ".safetensors"]
     assert not left and not [*(doit.home / "models").rglob("*.gguf")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("quality quants=q8_0", "the model has no tokenizer, so its quality cannot be measured"),
+        ("prepare quant=q8_0 max_kld=0.1", "the model has no tokenizer"),
+        ("prepare quant=q4_0 imatrix={}", "has no tokenizer, so no importance matrix"),
+    ],
+)
+def test_a_model_without_a_tokenizer_reads_no_text(
+    doit: Doit, trained: Path, prose: str, tmp_path: Path, words: str, said: str
+) -> None:
+    tokens = {f"tokenizer.ggml.{name}": None for name in ("tokens", "scores", "token_type")}
+    own = {**tokens, "tokenizer.ggml.model": "no_vocab"}
+    rewrite(trained, model := tmp_path / "mute.f16.gguf", own, lambda name: True)
+    (text := tmp_path / "text").write_text(prose[:50_000], "utf-8")
+    task, *given = words.format(text).split()
+    refused = doit(task, f"model={model}", *given, status=3)
+    assert said in refused.err and not ran(refused.err), "before any work"
 
 
 def test_a_model_that_is_quantized_already_cannot_be_measured(doit: Doit) -> None:
