@@ -100,8 +100,12 @@ def home() -> Home:
     path = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
     root = absolute(path) if path else REPOSITORY
     with suppress(OSError):  # too long a name, of which the first use tells
-        if path and root.exists() and not root.is_dir():
-            raise UsageError(f"LLAMA_PIPELINE_HOME={path}: is no folder", "name one, or unset it")
+        there = next(each for each in (root, *root.parents) if each.exists())
+        if path and not there.is_dir():
+            which = "" if there == root else f"{there} "
+            raise UsageError(
+                f"LLAMA_PIPELINE_HOME={path}: {which}is no folder", "name one, or unset it"
+            )
     return Home(root)
 
 

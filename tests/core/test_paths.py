@@ -103,6 +103,9 @@ def test_a_file_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*file: is no folder"):
         paths.home()
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*home: .*file is no folder"):
+        paths.home()
 
 
 def test_the_repository_is_the_home_by_default() -> None:

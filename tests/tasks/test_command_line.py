@@ -192,11 +192,11 @@ def test_a_sandbox_that_cannot_be_meant_is_refused(value: str) -> None:
     assert off.returncode == 0 and "the sandbox is off" in off.stderr
 
 
-def test_a_home_that_is_a_file_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / "home").touch()
-    wrong = doitw("ps", env={**os.environ, "LLAMA_PIPELINE_HOME": str(tmp_path / "home")})
-    assert wrong.returncode == 3 and "Traceback" not in wrong.stderr
-    assert wrong.stderr.count("is no folder") == 1
+@pytest.mark.parametrize("home", [__file__, "~nobody-of-this-name/home"])
+def test_a_home_that_is_none_is_an_error_of_usage(home: str) -> None:
+    said = doitw("models", env={**os.environ, "LLAMA_PIPELINE_HOME": home})
+    assert said.returncode == 3 and said.stderr.startswith("error: ")
+    assert said.stderr.count("error: ") == 1 and "Traceback" not in said.stderr
 
 
 @pytest.mark.parametrize(
