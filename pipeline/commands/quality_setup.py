@@ -53,6 +53,11 @@ def setup(
         wanted = {"--threads": request.threads, "--gpu-layers": request.gpu_layers}
         wanted["--device"] = request.device
         size = ctx_size or divergence.CTX_SIZE
+        if not divergence.scored(size):
+            raise UsageError(
+                f"ctx_size={size}: a chunk has so few tokens that none of them is compared",
+                "leave it out, or pass 3 at least; usual are 512 to 4096",
+            )
         perplexity = divergence.Perplexity(
             program=program,
             logs=programs.home.logs,

@@ -226,6 +226,7 @@ WRONG = {
     "quant=q8_0 quants=q4_0": ["contradict each other"],
     "quants=q8_0,q4_9": ["quants=q4_9", "did you mean Q4_1?"],
     "chunks=1": ["chunks=1", "from 8 to"],
+    "ctx_size=2": ["ctx_size=2: a chunk has so few tokens", "3 at least"],
     "text={late}": ["late: line 2: is not UTF-8; save it as UTF-8"],
     "text={blank}": ["blank: is empty"],
     "text=nowhere.txt": ["nowhere.txt is no file"],
@@ -319,12 +320,11 @@ def test_a_text_of_too_few_tokens_is_refused_before_any_work(
 def test_a_model_without_a_tokenizer_reads_no_text(
     doit: Doit, trained: Path, prose: str, tmp_path: Path, words: str, said: str
 ) -> None:
-    tokens = {f"tokenizer.ggml.{name}": None for name in ("tokens", "scores", "token_type")}
-    own = {**tokens, "tokenizer.ggml.model": "no_vocab"}
+    parts = {"tokens": None, "scores": None, "token_type": None, "model": "no_vocab"}
+    own = {f"tokenizer.ggml.{name}": value for name, value in parts.items()}
     rewrite(trained, model := tmp_path / "mute.f16.gguf", own, lambda name: True)
     (text := tmp_path / "text").write_text(prose[:50_000], "utf-8")
-    task, *given = words.format(text).split()
-    refused = doit(task, f"model={model}", *given, status=3)
+    refused = doit(*words.format(text).split(), f"model={model}", status=3)
     assert said in refused.err and not ran(refused.err), "before any work"
 
 
