@@ -62,7 +62,7 @@ def requested(model: Model) -> tuple[str, ...]:
     """The quants to compare; of a quantized `.gguf` itself alone. Raises UsageError."""
     resolved = model.require_resolved()
     if not is_final(model):
-        return quality.requested(model)
+        return quality.available(model, quality.requested(model))
     if model.request.quants:
         raise UsageError(
             f"quants=: {resolved.name} is {resolved.precision or 'of unknown type'} already",
@@ -151,8 +151,7 @@ def prepared(model: Model, names: Sequence[str]) -> dict[str, Model]:
             make.fetch(model)
         return dict.fromkeys(names, model)
     models = {name: quality.with_quant(model, name) for name in names}
-    resolved = model.require_resolved()
-    if resolved.kind == "gguf" and resolved.source["type"] == "hf":
+    if quality.is_of_repository(model):
         for each in models.values():
             quality.fetch(each)
     elif not all(each.is_done("convert") and each.is_done("quantize") for each in models.values()):

@@ -22,6 +22,7 @@ from pipeline.core.text import plural, size, table
 from pipeline.models import chain as chains
 from pipeline.models import gguf, text_length
 from pipeline.models import quants as types
+from pipeline.models.choice import NoSuchQuant
 from pipeline.models.convert import Unquantized
 from pipeline.models.reference import NO_PROJECTOR, exists
 from pipeline.report import quality as measuring
@@ -64,7 +65,7 @@ class QualityReport(Struct, frozen=True, kw_only=True):
 def quality(session: Session) -> None:
     """Print a table, or JSON."""
     model = session.model
-    report = reported(model, requested(model))
+    report = reported(model, available(model, requested(model)))
     commands = repeating(model, report)
     if session.request.json:
         document = {
@@ -117,6 +118,39 @@ def requested(model: Model) -> tuple[str, ...]:
     return listed
 
 
+def available(model: Model, quants: Sequence[str]) -> tuple[str, ...]:
+    """Those of `quants` that there are or can be made. Of a repository of GGUF files all have to be
+    there or, where the user named none, one. Raises PipelineError, before anything is downloaded.
+    """
+    if not is_of_repository(model):
+        return tuple(quants)
+    request, kept, missing = model.request, list[str](), list[PipelineError]()
+    for quant in quants:
+        each = with_quant(model, quant)
+        try:
+            if not each.resolve_is_done():
+                resolve.resolve(each)
+            kept.append(quant)
+        except PipelineError as error:
+            error.hint = error.hint.replace("quant=", "quants=")
+            is_missing = isinstance(error, NoSuchQuant) or request.offline
+            if request.quants or request.wanted.quant or not is_missing:
+                raise
+            missing.append(error)
+    if missing and not kept:
+        raise missing[0]
+    if missing:
+        others = ", ".join(each for each in quants if each not in kept)
+        log.info(f"not there, and left out: {others}; quants= names others")
+    return tuple(kept)
+
+
+def is_of_repository(model: Model) -> bool:
+    """Whether the model is a GGUF that a repository has in several quants."""
+    resolved = model.require_resolved()
+    return resolved.kind == "gguf" and resolved.source["type"] == "hf"
+
+
 def check_quants(model: Model) -> None:
     """Raise UsageError where the quants cannot be measured, as far as that is known before a
     repository is looked at, which may have others than llama-quantize makes."""
@@ -138,7 +172,7 @@ def reported(model: Model, quants: Sequence[str]) -> QualityReport:
     """The quality of these quants of a model, each made or downloaded where it is not there.
     Raises PipelineError."""
     resolved = model.require_resolved()
-    if resolved.kind == "gguf" and resolved.source["type"] == "hf":
+    if is_of_repository(model):
         return _of_repository(model, quants)
     if resolved.kind == "gguf" and resolved.precision not in types.UNQUANTIZED:
         raise UsageError(
@@ -158,15 +192,15 @@ def with_quant(model: Model, quant: str) -> Model:
     """The same model with another quant. What is made of it leaves the unquantized GGUF where it
     is, since it is compared with that."""
     request, resolved = model.request, model.require_resolved()
-    is_of_repository = resolved.kind == "gguf" and resolved.source["type"] == "hf"
+    is_chosen = is_of_repository(model)
     wanted = replace(request.wanted, quant=quant)
     if quant in types.DIRECT:
         wanted = replace(wanted, keep_f16=False, imatrix=None)
-    elif not is_of_repository:
+    elif not is_chosen:
         wanted = replace(wanted, keep_f16=True)
     files = replace(request.file_filter, quant=quant, mmproj=NO_PROJECTOR)
     other = Model(request.replace(wanted=wanted, file_filter=files), model.programs)
-    other.resolved = None if is_of_repository else resolved
+    other.resolved = None if is_chosen else resolved
     return other
 
 

@@ -31,6 +31,10 @@ BY_NAME = "pick one: filename=… or pattern=…"
 NO_MODEL = re.compile(r"imatrix|^ggml-vocab-", re.IGNORECASE)  # unless the name has a quant too
 
 
+class NoSuchQuant(UsageError):
+    """A repository of GGUF files has not the requested quant."""
+
+
 class Option(Struct, frozen=True, kw_only=True):
     """One model among a repository's GGUF files: its parts in order, and what its name says."""
 
@@ -208,7 +212,7 @@ def _with_quant(options: Sequence[Option], file_filter: FileFilter, reference: s
     elif not any(option.label for option in options):
         hint = BY_NAME
     if not matching:
-        raise UsageError(
+        raise NoSuchQuant(
             f"{reference}: has no GGUF with the quant {quant}; there are:\n{listing(options)}", hint
         )
     return only_option(matching, quant, reference)

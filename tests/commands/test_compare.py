@@ -91,6 +91,12 @@ def test_a_repository_without_an_unquantized_file_has_all_but_the_quality(
         doit.env |= {"HF_ENDPOINT": server.endpoint, "NO_PROXY": "127.0.0.1,localhost"}
         doit.env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         words = ("model=org/only-GGUF", "quants=q8_0", "measure=quality")
+        refused = doit("compare", words[0], "quants=q8_0,q5_k_m", status=3)
+        assert "has no GGUF with the quant Q5_K_M" in refused.err and "quants=…" in refused.err
+        assert not [*(doit.home / "models").rglob("*.gguf")], "before anything is downloaded"
+        for offline in (0, 1):  # the four that are measured by default
+            usual = doit("compare", words[0], words[2], f"offline={offline}")
+            assert "not there, and left out: Q4_K_M, Q5_K_M, Q6_K; quants=" in usual.err
         document = doit("compare", *words, "format=json").json()
     (row,) = rows(document).values()
     assert row["quality"] is None and row["memory"]
