@@ -159,6 +159,19 @@ def test_options_that_llama_server_has_not(doit: Doit, tiny: Path) -> None:
 
 
 @pytest.mark.build
+def test_a_device_that_llama_server_has_not(doit: Doit, tiny: Path, tmp_path: Path) -> None:
+    says = "llama-server refuses it: invalid device: CUDA9; here it has none"
+    wrong = doit("serve", f"model={tiny}", "device=CUDA9", status=3)
+    assert f"error: device=CUDA9: {says}" in wrong.err and "convert" not in wrong.steps
+    file = tmp_path / "a.toml"
+    file.write_text(f"[instance.a.model]\nref = '{tiny}'\n[instance.a.server]\ndevice = 'CUDA9'\n")
+    for task in ("plan", "up"):
+        wrong = doit(task, f"config={file}", status=3)
+        assert f'a.toml: instance.a.server.device = "CUDA9": {says}' in wrong.err
+        assert "convert" not in wrong.steps
+
+
+@pytest.mark.build
 def test_a_taken_port_is_said_before_anything(doit: Doit, tiny: Path) -> None:
     import socket
 

@@ -4,7 +4,7 @@ there, and the file of servers has no errors."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,9 @@ from pipeline.core import log, paths
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import quants
-from pipeline.serve.config import checks, named, vllm
-from pipeline.serve.server import VLLM
+from pipeline.serve.config import checks, instances, named, vllm
+from pipeline.serve.flags import Flag
+from pipeline.serve.server import LLAMA_CPP, VLLM
 
 from . import beside, leftovers, lock, needs, quality, quality_gate, quality_setup, resolve
 from .model import Model
@@ -157,6 +158,7 @@ def check_servers(servers: Servers, note: Callable[[str], None] = lambda _: None
     except PipelineError as error:
         errors.append(error.message)
         flags = None
+    errors += refused(servers, flags)
     cards = nvidia.count()
     checks.check(
         replace(configuration, errors=(*errors, *wrong_logs(servers))),
@@ -185,6 +187,16 @@ def unknown_devices(servers: Servers) -> Iterator[str]:
             needs.budget(servers)
         except UsageError as error:
             yield f"{error.message}; it has {error.hint}"
+
+
+def refused(servers: Servers, known: Mapping[str, Flag] | None) -> Iterator[str]:
+    """The errors of values that the llama-server that will run, whose options are `known`, refuses
+    on this machine."""
+    for spec in servers.configuration.enabled if known else ():
+        if spec.engine == LLAMA_CPP:
+            resolved = instances.resolve(spec, known)
+            folder = servers.configuration.folder
+            yield from checks.refused(resolved, servers.server, folder, os.environ)
 
 
 def require_watchable(servers: Servers) -> None:

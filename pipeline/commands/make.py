@@ -44,7 +44,7 @@ def fetch_ahead(session: Session) -> None:
     surely needed. Its source is here by now, so that a model that it cannot convert is refused.
     What fails here is done again by the step itself."""
     programs, request = session.programs, session.request
-    if request.force or request.offline or request.server:
+    if request.force or request.offline or request.has_options:
         return  # options of the server are checked first, where there are any
     models = [copy(model) for model in session.models.values()]
 

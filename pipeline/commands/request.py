@@ -101,6 +101,11 @@ class Request(
         return self.max_kld is not None or self.min_cosine is not None
 
     @property
+    def has_options(self) -> bool:
+        """Whether llama-server may refuse what was typed for it."""
+        return bool(self.server or self.device)
+
+    @property
     def again(self) -> bool:
         """Whether force=1 means llama.cpp's own steps: with a model it means the model's."""
         return self.force and self.reference is None

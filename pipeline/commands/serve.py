@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,12 @@ def check_flags(model: Model) -> None:
 def checked_options(model: Model, spec: InstanceSpec) -> ResolvedOptions:
     """The options of `spec`. Raises UsageError where llama-server would refuse one."""
     options = instances.resolve(spec, known_flags(model.programs))
-    messages.require_none(checks.of_server(options, user_folder()), HINT)
+    program, folder = model.programs.binaries.program("llama-server"), user_folder()
+    errors = [
+        *checks.of_server(options, folder),
+        *checks.refused(options, program, folder, os.environ),
+    ]
+    messages.require_none(errors, HINT)
     return options
 
 

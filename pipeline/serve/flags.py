@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct, convert, to_builtins
@@ -27,6 +27,8 @@ RPC, NO_RPC = "rpc", ("RPC not supported in this build", "failed to find RPC bac
 # Choices that stand in the description: `allowed values: f32, f16`, or a line for each.
 ALLOWED = re.compile(r"allowed values:\s*([\w,\s.-]+)")
 BULLET = re.compile(r"^- ([\w+-]+)(?: \(default\))?:", re.M)
+# A wrong value, in the words of the program, before the help of its option.
+REFUSED = re.compile(r'error while handling argument "[^"]*": (.*?)(?:\n\nusage:|\Z)', re.S)
 LAST_LINES = 5  # of what a program printed that did not run
 DEFAULT = re.compile(r"\(default:\s*([\w+-]+)\)")
 
@@ -99,6 +101,16 @@ def has_rpc(program: Path) -> bool:
     """Whether its option --rpc works: it is listed in any case."""
     _, out, err = outcome([program, f"--{RPC}", "127.0.0.1:1", "--version"])
     return not any(text in out + err for text in NO_RPC)
+
+
+def refusal(program: Path, words: Sequence[str], env: Mapping[str, str]) -> str:
+    """Why `program` does not take these words on this machine; empty where it does. It reads them
+    all before it prints its version and ends."""
+    _, out, err = outcome([program, *words, "--version"], env=env)
+    if not (match := REFUSED.search(err)):
+        return ""
+    text = re.sub(r":\s*\n\s*", ": ", f"{match[1]}\n{out}")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def cached(known: Path, ask: Callable[[], dict[str, Flag]], option: str) -> dict[str, Flag]:

@@ -122,7 +122,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         # options of the server are checked first, where there are any
         after=lambda model: [
             *("resolve", "_fits", *step.before_talk()),
-            *(["_settle", "_flags"] if model.request.server else step.beside_build()),
+            *(["_settle", "_flags"] if model.request.has_options else step.beside_build()),
         ],
         reads=MAKING,
     ),
@@ -173,7 +173,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         after=lambda session: (
             step.before_start(session)
             if session.servers
-            else ["_port", *(["_flags"] if session.request.server else []), "_frozen"]
+            else ["_port", *(["_flags"] if session.request.has_options else []), "_frozen"]
         ),
         needs_model=True,
         reads=SERVING,
@@ -195,7 +195,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "tune",
         "find the fastest settings of model= on this machine, for serve and up",
         run=lambda session: do.tune.tune(session.model),
-        after=lambda session: [*(["_flags"] if session.request.server else []), "_frozen"],
+        after=lambda session: [*(["_flags"] if session.request.has_options else []), "_frozen"],
         needs_model=True,
         reads=(
             *("model", "programs", "server", "sandbox", "ready_timeout", "stop_timeout"),

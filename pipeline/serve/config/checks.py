@@ -19,6 +19,9 @@ from .options import Address, ResolvedOptions
 
 HINT = f"{messages.HINT}; options that --help does not list go into extra_args"
 TLS = ("ssl-cert-file", "ssl-key-file", "ssl-certfile", "ssl-keyfile")  # llama-server's, vLLM's
+# Values that llama-server alone can judge.
+ASKED = {"device", "spec-draft-device", "mmproj-device"}
+ASKED |= {"override-tensor", "spec-draft-override-tensor", "json-schema", "json-schema-file"}
 
 
 def check(
@@ -87,6 +90,16 @@ def of_server(
         from . import tls
 
         yield from tls.errors(resolved, folder)
+
+
+def refused(
+    resolved: ResolvedOptions, program: Path, folder: Path, environ: Mapping[str, str]
+) -> Iterator[str]:
+    """The errors of values that `program`, a llama-server, itself refuses on this machine."""
+    if resolved.has(*ASKED):
+        from . import asked
+
+        yield from asked.errors(resolved, ASKED, program, folder, environ)
 
 
 def _errors(

@@ -153,7 +153,7 @@ def _vllm_server(
         **_common(resolved, key, folder, log),
         executable=vllm.executable(configuration, environ),
         cmd=vllm.command(configuration, resolved),
-        env={**_cards(spec.control.gpu_ids), **spec.control.env},
+        env={**cards(spec.control.gpu_ids), **spec.control.env},
         downloads=vllm.downloads(resolved, folder),
         sandbox=OFF,
         kind=vllm.kind(resolved),
@@ -181,7 +181,7 @@ def llama_server(
         **_common(resolved, key, folder, log),
         executable=str(executable),
         cmd=cmd,
-        env={**_cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
+        env={**cards(control.gpu_ids), "XDG_CONFIG_HOME": str(xdg), **control.env},
         downloads=llama.downloads(cmd),
         sandbox=control.sandbox,
         origins=control.origins,
@@ -222,7 +222,7 @@ def reached_at(resolved: ResolvedOptions) -> dict[str, Any]:
     }
 
 
-def _cards(gpu_ids: str | None) -> dict[str, str]:
+def cards(gpu_ids: str | None) -> dict[str, str]:
     """The environment that shows an instance its cards, in the order of their slots."""
     if gpu_ids in (None, "all"):
         return {}

@@ -290,7 +290,7 @@ def errors(resolved: ResolvedOptions) -> Iterator[str]:
             why = f" and {other.replace('-', '_')} contradict each other; leave one out"
         elif flags and not is_passed_on(resolved, name):
             why = _unknown(resolved, name)
-        if why := why or _wrong_value(name, value, flags.get(name)):
+        if why := why or wrong_value(name, value, flags.get(name)):
             yield spec.line(f"server.{name}", why)
         earlier.append(name)
     for option in _together(resolved):  # else the program looks for such an option
@@ -350,7 +350,7 @@ def _together(resolved: ResolvedOptions) -> Iterator[str]:
         before = known.get(normalized(word))
 
 
-def _wrong_value(name: str, value: Value, flag: Flag | None) -> str:
+def wrong_value(name: str, value: Value, flag: Flag | None) -> str:
     """Why the option does not take this value; empty where it does."""
     if value is False or "." in name:
         return ""

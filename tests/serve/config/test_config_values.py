@@ -368,3 +368,36 @@ def test_the_kinds_of_the_real_program(built: Path) -> None:
         default = re.search(r"default: ([\w.+-]+)(?=[,)\s])", flag.help)
         if default and flag.value and re.fullmatch(r"[\d.-]+", default[1]):
             values.read(name, flag, default[1])
+
+
+@pytest.mark.build
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('device = "CUDA9"', "invalid device: CUDA9; here it has "),
+        ('spec_draft_device = "none,Vulkan9"', "invalid device: none; here it has "),
+        ('mmproj_device = "gpu"', "invalid device: gpu; here it has "),
+        ('override_tensor = "exps=CUDA9"', "unknown buffer type; Available buffer types: CPU"),
+        ('json_schema = "[1]"', "JSON schema conversion failed: JSON schema error at #: schema "),
+        ('json_schema_file = "a.json"', "[json.exception.parse_error.101] parse error at line 1"),
+        ('json_schema = "{"', ""),  # is said as JSON that is none
+        ('json_schema_file = "gone"', ""),  # as a file that is none
+        ('device = "none"', ""),
+        ('override_tensor = "exps=CPU"', ""),
+        ('json_schema = \'{"type": "object"}\'', ""),
+    ],
+)
+def test_what_the_real_program_alone_can_judge(
+    built: Path, tmp_path: Path, text: str, why: str
+) -> None:
+    from pipeline.core.process import capture
+    from pipeline.serve.config import instances
+    from pipeline.serve.config.toml_form import load
+
+    (server,) = built.glob("linux-*-cpu/llama-server")
+    flags = parse_help(capture([server, "--help"]) or "")
+    (tmp_path / "a.json").write_text("{a: 1}")
+    (spec,) = load(written(tmp_path, SERVER + text)).specs
+    resolved = instances.resolve(spec, flags)
+    said = "".join(checks.refused(resolved, server, tmp_path, {"PATH": ""}))
+    assert f": llama-server refuses it: {why}" in said if why else not said
