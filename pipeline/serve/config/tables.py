@@ -5,6 +5,7 @@ The checks and the JSON Schemas are made from these types, so the two cannot dis
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from pydantic import (
     Field,
     WithJsonSchema,
     WrapValidator,
+    model_validator,
 )
 
 from pipeline.core.text import byte_count
@@ -27,6 +29,8 @@ MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
 DEVICE = re.compile(r"ram|gpu\d+", re.A)
+# Options of both programs whose value is JSON, for which a table may stand.
+JSON_OPTION = re.compile(r".+[_-](config|kwargs|overrides|per[_-]prompt|schema|json)")
 GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*", re.A)
 
 
@@ -67,6 +71,14 @@ def _option(value: Any, _: object) -> Any:
         raise ValueError("its items must be texts or numbers")
     kind = "table" if isinstance(value, dict) else type(value).__name__
     raise ValueError(f"must be a text, a number, true, false or a list, not a {kind}")
+
+
+def _as_json(name: str, value: Any) -> Any:
+    """A table as JSON, where the option takes that; else the value as it is."""
+    if isinstance(value, dict) and JSON_OPTION.fullmatch(name):
+        with suppress(ValueError, RecursionError):  # nan, which is no JSON
+            return json.dumps(value, allow_nan=False, ensure_ascii=False, default=str)
+    return value
 
 
 def _word(value: Any) -> Any:
@@ -292,8 +304,20 @@ class GatewayTable(Table):
 class OptionsTable(BaseModel):
     """Options of a server among keys of its own."""
 
-    model_config = OPEN
+    model_config = OPEN | ConfigDict(
+        json_schema_extra={
+            "patternProperties": {f"^{JSON_OPTION.pattern}$": {"type": ["string", "object"]}}
+        }
+    )
     __pydantic_extra__: dict[str, Option] = Field(init=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables_as_json(cls, values: Any) -> Any:
+        """The options with a text in place of each table that stands for JSON."""
+        if not isinstance(values, dict):
+            return values
+        return {name: _as_json(str(name), value) for name, value in values.items()}
 
 
 class ServerTable(OptionsTable):

@@ -84,6 +84,8 @@ def test_a_value_that_is_none(tmp_path: Path, text: str, why: str) -> None:
         ("parallel = -1", "--parallel -1"),
         ('tensor_split = "3,1.5"', "--tensor-split 3,1.5"),
         ("chat_template_kwargs = '{\"a\": 1}'", '--chat-template-kwargs {"a": 1}'),
+        ("chat_template_kwargs = {a = false}", '--chat-template-kwargs {"a": false}'),
+        ("chat_template_kwargs.a.b = 'ü'", '--chat-template-kwargs {"a": {"b": "ü"}}'),
         ("log_file = 'new.log'", "--log-file new.log"),
         ("host = '[::1]'", "--host ::1"),
         ("host = 'localhost '", "--host localhost"),
@@ -174,6 +176,11 @@ class TestOfAProfile:
             ),
             ("temp: .nan", "line 5: profiles.chat.llamacpp.temp = nan: must be a number"),
             ("host: 127.0.0.1:80", 'line 5: profiles.chat.llamacpp.host = "127.0.0.1:80": must be'),
+            (
+                "chat_template_kwargs: {a: .nan}",
+                "line 5: profiles.chat.llamacpp.chat_template_kwargs: must be a text",
+            ),
+            ("ctx_size: {a: 1}", "line 5: profiles.chat.llamacpp.ctx_size: must be a text"),
         ],
     )
     def test_wrong(self, tmp_path: Path, option: str, why: str) -> None:
@@ -185,6 +192,7 @@ class TestOfAProfile:
         [
             *("alias: 1.10", "temp: 0.80", "flash_attn: on", "flash_attn: off", "jinja: on"),
             *("jinja: yes", "metrics: off", "ctx_size: 4096", "ctx_size: 1_000"),
+            "chat_template_kwargs: {enable_thinking: false}",
         ],
     )
     def test_right(self, tmp_path: Path, option: str) -> None:
@@ -253,6 +261,14 @@ def test_a_value_that_vllm_does_not_take(tmp_path: Path, text: str, why: str) ->
 def test_vllm_reads_units_itself(tmp_path: Path) -> None:
     cmd = " ".join(one(tmp_path, f"{VLLM}max_model_len = '25.6k'\n").cmd)
     assert "--max-model-len 25.6k" in cmd
+
+
+def test_a_table_for_json_of_vllm(tmp_path: Path) -> None:
+    table = "speculative_config = {method = 'ngram', num_speculative_tokens = 3}"
+    words = one(tmp_path, f"{VLLM}{table}\n").cmd
+    assert '{"method": "ngram", "num_speculative_tokens": 3}' in words
+    table = "[instance.chat.server.compilation_config]\nmode = 3\n"
+    assert '{"mode": 3}' in one(tmp_path, VLLM + table).cmd
 
 
 def test_another_vllm_says_which_choices_it_has_and_the_list_what_is_a_number() -> None:
