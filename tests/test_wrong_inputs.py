@@ -172,6 +172,22 @@ def test_a_device_that_llama_server_has_not(doit: Doit, tiny: Path, tmp_path: Pa
 
 
 @pytest.mark.build
+@pytest.mark.parametrize("option", ["control_vector", "control_vector_scaled", "lora", "mmproj"])
+def test_what_plan_says_of_a_file_that_does_not_fit(
+    doit: Doit, gguf: Path, tmp_path: Path, option: str
+) -> None:
+    """llama-server would go on without the control vector, and end with the others."""
+    scale = ":0.5" if option.endswith("scaled") else ""
+    file = tmp_path / "a.toml"
+    file.write_text(
+        f"[instance.a.server]\nmodel = '{gguf}'\n{option} = '{gguf}{scale}'\n", encoding="utf-8"
+    )
+    for words in ([f"config={file}"], [f"model={gguf}", f"server.{option}={gguf}{scale}"]):
+        wrong = doit("plan", *words, status=3)
+        assert "error: " in wrong.err and ": is no" in wrong.err
+
+
+@pytest.mark.build
 def test_a_taken_port_is_said_before_anything(doit: Doit, tiny: Path) -> None:
     import socket
 

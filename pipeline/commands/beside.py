@@ -23,6 +23,7 @@ SIMPLE = "draft-simple"  # a --spec-type: the one with a whole model of its own
 DRAFT_OPTIONS = ("--spec-draft-model", "--model-draft")
 DRAFT_HINT = "use a smaller model of the same family, or draft=ngram, which needs none"
 ADAPTER_HINT = "use one made for this model"
+VECTOR_HINT = "use one made with this model"
 
 
 def check(models: Iterable[Model]) -> None:
@@ -66,7 +67,7 @@ def difference(cache: Path, file: Path, model: Path, compare: Callable[[], str])
 
 def require_served(server: Server, model: Path, home: Home) -> None:
     """Raise UsageError where a server's draft has another vocabulary than its `model`: llama-server
-    would go on without it; or one of its adapters is for another model."""
+    would go on without it; or one of its adapters or control vectors is for another model."""
     draft = Path(server.folder, draft_file(server))
     if draft_file(server) and SIMPLE in server.argument("--spec-type") and draft.is_file():
 
@@ -79,6 +80,11 @@ def require_served(server: Server, model: Path, home: Home) -> None:
     for adapter, _ in server.adapters:
         if adapter.is_file() and (why := adapter_difference(adapter, model, home)):
             raise UsageError(f"{server.name}: {adapter}: {why}", ADAPTER_HINT)
+    for vector, _ in server.control_vectors:
+        from pipeline.models import control_vector
+
+        if vector.is_file() and (why := control_vector.misfit(vector, model)):
+            raise UsageError(f"{server.name}: {vector}: {why}", VECTOR_HINT)
 
 
 # Drafts

@@ -42,7 +42,7 @@ def planned_here(servers: Servers) -> DesiredState:
     check.require_known(servers.models.values())
     instances = planned(servers)
     for server in instances:
-        serve.require_model(servers.home, server)
+        serve.require_fitting(servers.home, server)
     for warning in launch.warnings(servers, instances):
         log.info(f"warning: {warning}")
     return chosen(servers, instances)

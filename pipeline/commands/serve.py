@@ -185,7 +185,7 @@ def planned(model: Model, chain: Chain, ahead: MemoryEstimate) -> Planned:
         xdg=home.run / "xdg",
     )
     sandbox.require(server, "sandbox")
-    require_model(home, server)
+    require_fitting(home, server)
     warnings = [*checks.warnings(options)]
     if not server.api_key_file and not is_loopback(server.host):
         warnings.append(f"{server.host} can be reached by others, and no api_key_file is given")
@@ -222,9 +222,9 @@ def require_model(home: Home, server: Server) -> None:
         )
 
 
-def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
-    """Raise PipelineError where the model of `server` is here and cannot be served: it is none, its
-    projector belongs to another one, or its chat template runs on."""
+def require_fitting(home: Home, server: Server) -> None:
+    """Raise PipelineError where the model of `server` is here and is none, or what its options name
+    beside it belongs to another model."""
     require_model(home, server)
     path = model_file(server)
     if path is None:
@@ -234,7 +234,14 @@ def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) ->
     if mmproj.is_file():
         header = gguf.read_cached(path, home.run)
         projectors.require(gguf.read_cached(mmproj, home.run), header, mmproj.name)
-    if not chat_template.is_overridden(server.command):
+
+
+def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
+    """Raise PipelineError where the model of `server` is here and cannot be served: it does not fit
+    what is beside it, or its chat template runs on."""
+    require_fitting(home, server)
+    path = model_file(server)
+    if path and not chat_template.is_overridden(server.command):
         program = Path(server.executable)
         build = stat_cache.identity(home.digests, program)
         chat_template.require_ends(program, build, options, path, home.run)

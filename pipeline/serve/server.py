@@ -111,12 +111,21 @@ class Server(Keeping, frozen=True, kw_only=True):
     @property
     def adapters(self) -> list[tuple[Path, str]]:
         """The LoRA adapters that its options name, with their scales."""
+        return self._scaled("--lora")
+
+    @property
+    def control_vectors(self) -> list[tuple[Path, str]]:
+        """The control vectors that its options name, with their scales."""
+        return self._scaled("--control-vector")
+
+    def _scaled(self, name: str) -> list[tuple[Path, str]]:
+        """The files of an option and of its form with scales."""
         files = []
         for option, value in pairwise(self.cmd):
-            if option in ("--lora", "--lora-scaled"):
+            if option in (name, f"{name}-scaled"):
                 for text in value.split(","):
-                    name, _, scale = (f"{text}:1" if option == "--lora" else text).rpartition(":")
-                    files.append((Path(self.folder, name), scale))
+                    path, _, scale = (f"{text}:1" if option == name else text).rpartition(":")
+                    files.append((Path(self.folder, path), scale))
         return files
 
     @property
