@@ -8,6 +8,7 @@ which reads a template file before it looks at anything else.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,21 +84,41 @@ def problem_of(server: Path, template: str) -> str:
     return problem if problem and not _try(server, HARMLESS) else ""
 
 
+def refusal(server: Path, options: Collection[str], template: str) -> str:
+    """Why llama-server does not take a template of the user's; empty where it does, or where its
+    `options` cannot try it."""
+    if any(name not in options for name in NEEDED):
+        return ""
+    if problem := problem_of(server, template):
+        return f"the template {problem}"
+    _, out, err = _run(server, template)
+    if "template is not supported" not in err:
+        return ""
+    reasons = re.findall(r"(?:_init: error|failed to apply template): (.+)", out + err)
+    # its log may end before it is written
+    return ": ".join(["the template is not supported", *reasons[:1]])
+
+
 def _try(server: Path, template: str) -> str:
+    for start in STARTS:
+        status, out, err = _run(server, start + template)
+        if status == -1:
+            return f"does not end: it was stopped after {SECONDS:g} s"
+        if "bad_alloc" in out + err:
+            return f"takes more than {MEMORY // tools.GIB} GiB of memory"
+        if status < 0:
+            return f"crashes llama.cpp (signal {-status})"
+    return ""
+
+
+def _run(server: Path, template: str) -> tuple[int, str, str]:
+    """What llama-server says of a template, which it reads before it prints something and ends."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "template.jinja"
-        for start in STARTS:
-            file.write_bytes((start + template).encode("utf-8", "surrogateescape"))
-            status, out, err = outcome(
-                [server, "--jinja", "--chat-template-file", file, "--completion-bash"],
-                timeout=SECONDS,
-                env=tools.env(),
-                sandbox=tools.sandbox(server, read=[file], memory=MEMORY),
-            )
-            if status == -1:
-                return f"does not end: it was stopped after {SECONDS:g} s"
-            if "bad_alloc" in out + err:
-                return f"takes more than {MEMORY // tools.GIB} GiB of memory"
-            if status < 0:
-                return f"crashes llama.cpp (signal {-status})"
-    return ""
+        file.write_bytes(template.encode("utf-8", "surrogateescape"))
+        return outcome(
+            [server, "--jinja", "--chat-template-file", file, "--completion-bash"],
+            timeout=SECONDS,
+            env=tools.env(),
+            sandbox=tools.sandbox(server, read=[file], memory=MEMORY),
+        )

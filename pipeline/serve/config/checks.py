@@ -22,6 +22,7 @@ TLS = ("ssl-cert-file", "ssl-key-file", "ssl-certfile", "ssl-keyfile")  # llama-
 # Values that llama-server alone can judge.
 ASKED = {"device", "spec-draft-device", "mmproj-device"}
 ASKED |= {"override-tensor", "spec-draft-override-tensor", "json-schema", "json-schema-file"}
+ASKED |= {"chat-template", "chat-template-file"}
 
 
 def check(

@@ -32,6 +32,8 @@ OPTIONS_IN_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
 VARIABLE = re.compile(r"\(env: (\w+)\)")  # in the help of an option
 AUTO_SLOTS = 4  # of llama-server without parallel
 FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
+FILE_PATHS = {"ui-config-file", "mcp-servers-config", "models-preset"}  # files, whatever the hint
+LOADED = {"model", "mmproj", "lora", "control-vector", "spec-draft-model"}  # GGUFs
 SCALED = "FNAME:SCALE,..."
 # Without a number of its own it has that of the other option.
 FOLLOWS = {"threads-batch": ("threads",)}
@@ -131,17 +133,39 @@ def errors(
         why = f" = {shown(template)}: {NO_TEMPLATE}"
         yield spec.line("server.chat-template", why)
     for name, text in _inputs(resolved):
-        path = beside(folder, text)
-        flag = resolved.flags.get(name)
-        may_be_folder = flag is not None and flag.value in FOLDERS
-        why = f"{path} does not exist" if may_be_folder else f"{path} is no file"
-        with suppress(OSError):  # the name is too long, or a folder above it closed
-            if is_there(path) or (may_be_folder and path.exists()):
-                why = ""
-            if name == "model" and path.is_file():
-                why = _not_whole(path)
-        if why:
+        if not text:
+            yield spec.line(f"server.{name}", ": names nothing; leave it out")
+        elif why := _wrong_file(resolved, name, beside(folder, text), is_there):
             yield spec.line(f"server.{name}", f" = {text}: {why}")
+
+
+def _wrong_file(
+    resolved: ResolvedOptions, name: str, path: Path, is_there: Callable[[Path], bool]
+) -> str:
+    """Why the option does not take the file or folder `path`; empty where it does."""
+    flag = resolved.flags.get(name)
+    names = {each.lstrip("-") for each in flag.names} if flag else {name}
+    may_be_folder = flag is not None and flag.value in FOLDERS and not names & FILE_PATHS
+    with suppress(OSError):  # the name is too long, or a folder above it closed
+        if may_be_folder and path.is_file():
+            return f"{path} is a file, not a folder"
+        if may_be_folder and (is_there(path) or path.exists()):
+            return ""
+        if is_there(path):
+            return _wrong_content(resolved, name, names, path)
+    return f"{path} does not exist" if may_be_folder else f"{path} is no file"
+
+
+def _wrong_content(resolved: ResolvedOptions, name: str, names: set[str], path: Path) -> str:
+    """The same of a file that is there, or is to be on another machine."""
+    flag = resolved.flags.get(name)
+    if name == "model":
+        return _not_whole(path) if path.is_file() else ""
+    if flag and flag.value != SCALED and not names & LOADED and path.is_file():
+        from . import files
+
+        return files.wrong(names, path, takes_names=takes_template_names(resolved))
+    return ""
 
 
 def _named_twice(spec: InstanceSpec, resolved: ResolvedOptions) -> Iterator[str]:
@@ -187,12 +211,17 @@ def _options_in_environment(resolved: ResolvedOptions) -> Iterator[str]:
 def _is_template(resolved: ResolvedOptions, text: str) -> bool:
     """Whether llama-server makes prompts of messages with this template. With Jinja, which is on by
     default, it takes each name but chatml for the template itself, and says nothing."""
+    return "{" in text or text == "chatml" or takes_template_names(resolved)
+
+
+def takes_template_names(resolved: ResolvedOptions) -> bool:
+    """Whether llama-server looks up the names of its own templates: without Jinja."""
     flag = resolved.flags.get(JINJA)
     if flag is None or "default: disabled" in flag.help:
         return True  # not known, or an older one, which takes names alone
     given = [*words(resolved.spec.server), *resolved.spec.extra_args]
     last = [word for word in given if word in (f"--{JINJA}", f"--no-{JINJA}")][-1:]
-    return "{" in text or text == "chatml" or last == [f"--no-{JINJA}"]
+    return last == [f"--no-{JINJA}"]
 
 
 def _not_whole(path: Path) -> str:
@@ -213,7 +242,10 @@ def _inputs(resolved: ResolvedOptions) -> Iterator[tuple[str, str]]:
             continue
         for item in map(str, value if isinstance(value, list) else [value]):
             for text in item.split(",") if name in LISTS else [item]:
-                yield name, text.rpartition(":")[0] if hint == SCALED else text
+                if hint != SCALED:
+                    yield name, text
+                elif ":" in text:  # else `values` reports it
+                    yield name, text.rpartition(":")[0]
 
 
 def _model_errors(spec: InstanceSpec) -> Iterator[str]:

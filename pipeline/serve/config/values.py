@@ -16,6 +16,8 @@ WHOLE = re.compile(r"[+-]?\d+", re.A)
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.A | re.I)
 UNIT = re.compile(r"(\d{1,7}) ?([km])i?", re.A | re.I)  # `32k`
 VLLM_UNIT = re.compile(r"\d+(\.\d+)?[kmgtKMGT]|auto", re.A)  # vLLM: 1k is 1000, 1K is 1024
+GRAMMAR = re.compile(r"^\s*root\s*::=", re.M)  # the rule that each one has
+LISTED = re.compile(r"available tools: (\w+(?:,\s*\w+)*)")  # in a help; "all" is all
 DECIMAL_DEFAULT = re.compile(r"default: -?\d+\.\d")
 LARGEST = 2**31 - 1
 
@@ -53,6 +55,10 @@ FORMS = {
         "(0x)?[0-9a-fA-F]{1,128}",
         'a mask in hexadecimal, as a text in quotes, such as "ff" for the first eight processors',
     ),
+    "FNAME:SCALE,...": (
+        rf"[^,]+:[+-]?{NUMBER}(,[^,]+:[+-]?{NUMBER})*",
+        'FILE:SCALE, with commas between them, such as "style.gguf:0.5"',
+    ),
     "SEQUENCE": ("[edskypmxtia]+", 'letters that stand for samplers, such as "edskypmxt"'),
     "<user>/<model>[:quant]": ("[^/\\s]+/[^/\\s]+", "OWNER/MODEL, perhaps with :QUANT behind it"),
 }
@@ -88,9 +94,10 @@ RANGES: dict[str, tuple[int | str, ...]] = {
     "mirostat": (0, 2),
     "repeat-last-n": AT_LEAST_0,
     "dry-penalty-last-n": AT_LEAST_0,
-    "n-cpu-moe": AT_LEAST_0,
-    "n-cpu-ffn": AT_LEAST_0,
-    "n-cpu-moe-draft": AT_LEAST_0,
+    "n-cpu-moe": (0, 4095),
+    "n-cpu-ffn": (0, 4095),
+    "n-cpu-moe-draft": (0, 4095),
+    "threads-http": (-1, 4096),
     "checkpoint-min-step": AT_LEAST_0,
     "reasoning-budget": (-1, LARGEST),
     "sleep-idle-seconds": (1, LARGEST, "-1"),
@@ -126,6 +133,8 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
     if flag and flag.choices and text not in flag.choices:
         near = did_you_mean(text, flag.choices)
         raise ValueError(f"one of {', '.join(flag.choices)}{near}")
+    if flag and (listed := LISTED.search(flag.help)):
+        _each_of(text, ["all", *re.findall(r"\w+", listed[1])])
     hint = flag.value if flag else "N" if names & RANGES.keys() else ""
     if hint in JSON or names.intersection(JSON_OPTIONS):
         _json(text)
@@ -143,6 +152,8 @@ def _check_form(value: Scalar, hint: str) -> None:
     text = str(value)
     if hint in FORMS:
         _formed(value, *FORMS[hint])
+    elif hint == "GRAMMAR" and not GRAMMAR.search(text):
+        raise ValueError("a grammar with a rule root ::= …; grammar_file names a file")
     elif hint == "SAMPLERS":
         _samplers(text)
     elif between := re.fullmatch(r"<(\d+)\.\.\.(\d+)>", hint):
@@ -232,6 +243,8 @@ def _decimal(text: str, names: set[str] | None = None) -> None:
 
 def _json(text: str) -> None:
     try:
-        json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError('an object in JSON, such as {"key": "value"}')

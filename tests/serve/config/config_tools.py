@@ -68,6 +68,12 @@ HELP = """\
                                         layers
 --lora-scaled FNAME:SCALE,...           adapters
 --slot-save-path PATH                   folder
+--grammar GRAMMAR                       grammar
+--grammar-file FNAME                    grammar
+--ui-config-file PATH                   settings
+--tools TOOL1,TOOL2,...                 tools
+                                        available tools: read_file, grep_search,
+                                        get_info
 --log-file FNAME                        log
 --draft-max N                           the argument has been removed. use --spec-draft-n-max
 --spec-type none,draft-simple,ngram-mod

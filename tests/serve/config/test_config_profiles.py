@@ -320,7 +320,7 @@ class TestPrecedence:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "here").mkdir()
-        (tmp_path / "here" / "t.jinja").touch()
+        (tmp_path / "here" / "t.jinja").write_text("{{ messages }}")
         monkeypatch.setenv("PWD", str(tmp_path / "here"))
         monkeypatch.chdir(tmp_path / "here")
         variables = {"server.chat_template_file": "t.jinja", "server.hf_file": "t.jinja"}

@@ -58,6 +58,12 @@ def wrong(folder: Path, text: str) -> str:
         ("chat_template_kwargs = '{a: 1}'", "JSON: Expecting property name"),
         ("spec_draft_n_max = '3x'", "a whole number, at least 0"),
         ("sleep_idle_seconds = 0", "a whole number, at least 1, or -1"),
+        ("chat_template_kwargs = '[1]'", "an object in JSON"),
+        ("grammar = 'json.gbnf'", "a grammar with a rule root ::= …; grammar_file names a file"),
+        ("tools = 'read_file,serch'", "one or more of all, read_file, grep_search, "),
+        ("tools = 'read_file, all'", "one or more of all, read_file, grep_search, "),
+        ("lora_scaled = 'models.toml'", "FILE:SCALE, with commas between them, such as"),
+        ("lora_scaled = 'models.toml:1,models.toml:x'", "FILE:SCALE, with commas between"),
     ],
 )
 def test_a_value_that_is_none(tmp_path: Path, text: str, why: str) -> None:
@@ -147,6 +153,38 @@ def test_a_file_that_is_not_there(tmp_path: Path, text: str, why: str) -> None:
     for number in (1, 2):
         (tmp_path / f"x-0000{number}-of-00003.gguf").touch()
     assert wrong(tmp_path, SERVER + text).startswith(why.replace("{}", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("option", "data", "why"),
+    [
+        ("chat_template_file", b"\xef\xbb\xbf{{ messages }}", "begins with a byte order mark"),
+        ("chat_template_file", "{{ messages }}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("chat_template_file", b"\xfc{{ messages }}", "line 1: is not UTF-8; save it as UTF-8"),
+        ("chat_template_file", b" \n", "is empty"),
+        ("chat_template_file", b"chatml", "is no template: every prompt would be this text"),
+        ("chat_template_file", b"{{ messages }}", ""),
+        ("grammar_file", b'root ::= "a"', ""),
+        ("grammar_file", b"\xef\xbb\xbfroot ::= [a]", "begins with a byte order mark"),
+        ("grammar_file", b'answer ::= "a"', "is no grammar: it has no rule root ::="),
+        ("ui_config_file", b"{a: 1}", "is no JSON: Expecting property name"),
+        ("ui_config_file", b"[1]", "is JSON, but no object"),
+        ("ui_config_file", b'{"a": 1}', ""),
+    ],
+)
+def test_a_file_that_holds_something_else(
+    tmp_path: Path, option: str, data: bytes, why: str
+) -> None:
+    (tmp_path / "it").write_bytes(data)
+    lines = checked(tmp_path, f"{SERVER}model = 'it'\n{option} = 'it'")
+    assert len(lines) == bool(why) and why in "".join(lines)
+
+
+@pytest.mark.parametrize("name", ["models.toml", ""])
+def test_a_folder_that_is_none(tmp_path: Path, name: str) -> None:
+    why = f" = {name}: {tmp_path / name} is a file, not a folder" if name else ": names nothing"
+    assert wrong(tmp_path, f"{SERVER}slot_save_path = '{name}'").startswith(f"slot_save_path{why}")
+    assert wrong(tmp_path, f"{SERVER}ui_config_file = '{tmp_path}'").endswith("is no file")
 
 
 class TestOfAProfile:
@@ -394,7 +432,15 @@ def test_the_kinds_of_the_real_program(built: Path) -> None:
         ('spec_draft_device = "none,Vulkan9"', "invalid device: none; here it has "),
         ('mmproj_device = "gpu"', "invalid device: gpu; here it has "),
         ('override_tensor = "exps=CUDA9"', "unknown buffer type; Available buffer types: CPU"),
-        ('json_schema = "[1]"', "JSON schema conversion failed: JSON schema error at #: schema "),
+        (
+            'json_schema = \'{"type": "text"}\'',
+            "JSON schema conversion failed: JSON schema error at #: unrecognized type text",
+        ),
+        ("chat_template = '{% if %}'", "the template is not supported"),
+        ("chat_template = '{% if %}'\nno_jinja = true", ""),  # may be a name
+        ("chat_template = '{{ messages[0].content }}'", ""),
+        ("chat_template_file = 'a.json'", ""),
+        ("chat_template_file = 'broken.jinja'", "the template is not supported"),
         ('json_schema_file = "a.json"', "[json.exception.parse_error.101] parse error at line 1"),
         ('json_schema = "{"', ""),  # is said as JSON that is none
         ('json_schema_file = "gone"', ""),  # as a file that is none
@@ -413,6 +459,7 @@ def test_what_the_real_program_alone_can_judge(
     (server,) = built.glob("linux-*-cpu/llama-server")
     flags = parse_help(capture([server, "--help"]) or "")
     (tmp_path / "a.json").write_text("{a: 1}")
+    (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m.content }}")
     (spec,) = load(written(tmp_path, SERVER + text)).specs
     resolved = instances.resolve(spec, flags)
     said = "".join(checks.refused(resolved, server, tmp_path, {"PATH": ""}))
