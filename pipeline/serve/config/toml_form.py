@@ -197,8 +197,10 @@ def _variables(model: ModelTable, folder: Path) -> dict[str, str]:
         values["keep_f16"] = "1" if values["keep_f16"] else "0"
     if "imatrix" in values:
         values["imatrix"] = str(beside(folder, values["imatrix"]))
-    if values.get("mmproj", "none") != "none" and _is_path(values["mmproj"], folder, ""):
-        values["mmproj"] = str(beside(folder, values["mmproj"]))
+    is_local = Path(values["model"]).is_absolute()  # else it may be a name in the repository
+    mmproj = values.get("mmproj", "none")
+    if mmproj != "none" and (is_local or _is_path(mmproj, folder, "")):
+        values["mmproj"] = str(beside(folder, mmproj))
     return values
 
 

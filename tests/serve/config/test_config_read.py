@@ -210,7 +210,8 @@ class TestModels:
         monkeypatch.chdir(elsewhere)
         folder = tmp_path / "here"
         found = read(folder, f"[instance.a.model]\nref = '{ref}'\nmmproj = 'p.gguf'")
-        told = {"model": model.format(folder), "mmproj": "p.gguf"}
+        model = model.format(folder)  # a projector beside a path is one, too
+        told = {"model": model, "mmproj": str(folder / "p.gguf") if model[0] == "/" else "p.gguf"}
         assert found.prepares() == {"a": told}
 
 
