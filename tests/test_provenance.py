@@ -314,7 +314,7 @@ def test_signed_with_a_key_and_checked(own: Doit, tmp_path: Path) -> None:
     assert [path.read_bytes() for path in signatures] == before
 
     fine = own("verify", f"model={file}", f"public_key={public}")
-    assert fine.out.count("ok ") == 4
+    assert fine.out.count("ok ") == 4 and fine.out.count(" (signature)") == 2
     wrong = own("verify", f"model={file}", f"public_key={others}", status=1)
     assert wrong.err.count("was signed with another key") == 2
     unreadable = own("verify", f"model={file}", f"public_key={file}", status=3)

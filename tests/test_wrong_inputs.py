@@ -149,6 +149,19 @@ def test_ggufs_that_are_none(doit: Doit, gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.build
+def test_verify_of_a_file_from_elsewhere(bare: Doit, gguf: Path, tmp_path: Path) -> None:
+    """Nothing here made it, so there is no step to run again."""
+    file = tmp_path / "own.gguf"
+    file.write_bytes(gguf.read_bytes())
+    fine = bare("verify", f"model={file}")
+    assert "no receipt says what it should be; its header was checked" in fine.err
+    file.write_bytes(gguf.read_bytes()[:-1])
+    wrong = bare("verify", f"model={file}", status=1)
+    assert "is cut short" in wrong.err and "forget" not in wrong.err
+    assert "get the file again from where it came from" in wrong.err
+
+
+@pytest.mark.build
 def test_options_that_llama_server_has_not(doit: Doit, tiny: Path) -> None:
     wrong = doit("serve", f"model={tiny}", "server.ctx_sise=5", "server.jinja=maybe", status=3)
     assert "llama-server has no --ctx-sise; did you mean ctx_size?" in wrong.err

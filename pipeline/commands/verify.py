@@ -32,45 +32,57 @@ def verify(session: Session) -> None:
     model, request = session.model, session.request
     require_subject(session)
     results: list[dict[str, str]] = []
+    wrong_ones: list[str] = []  # keys of `hints`
     with suppress(OSError):  # read-only: then nobody removes anything either
         active.begin(model.home.run)
 
-    def report(path: Path, problem: str) -> None:
+    def report(path: Path, problem: str, kind: str, by: str = "") -> None:
         results.append({"path": str(path), "problem": problem})
+        wrong_ones.extend([kind] if problem else [])
         if not model.request.json:
-            print(f"{'wrong' if problem else 'ok':<5} {path}", flush=True)
+            print(f"{'wrong' if problem else 'ok':<5} {path}{by}", flush=True)
 
     digests: dict[Path, str] = {}  # of what is as its receipt says
     for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
         problem = problem_of(path, entry)
         known = receipts.load(path.parent).get(path.name) if entry else None
         digests[path] = known.sha256 if known and not problem else ""
-        report(path, problem)
+        is_ours = bool(entry) and path.is_relative_to(model.home.root) and not request.pkg
+        report(path, problem, "made" if is_ours else "given")
     given = list(stated(session, digests))
     for place, files in given:
-        report(place, check_statement(session, place, files, digests))
+        kind = "stated" if all(file.is_relative_to(model.home.root) for file in files) else "given"
+        report(place, check_statement(session, place, files, digests), kind)
     for file in of_unknown_builder(session, [files for _, files in given]):
-        report(file, f"no statement says that {request.builder} built it")
+        report(file, f"no statement says that {request.builder} built it", "given")
     if request.public_key:
         for path, problem in check_signatures(session, request.public_key).items():
-            report(path, problem)
+            report(path, problem, "signed", " (signature)")
     environment = converter.installed(model.home)
     if not (request.reference or request.pkg) and environment.has_receipt():
-        report(environment.folder, environment.damage(hashes=True))
+        report(environment.folder, environment.damage(hashes=True), "made")
     if model.request.json:
         print(json.dumps(results, indent=1))
-    wrong = [item for item in results if item["problem"]]
+    wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
     if wrong:
-        lines = [f"{item['path']}: {item['problem']}" for item in wrong]
-        is_ours = any(Path(item["path"]).is_relative_to(model.home.root) for item in wrong)
         raise PipelineError(
-            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(lines),
-            f"{doitw('forget STEP')} for the step that made it, then run the step again; for a "
-            f"statement of what was made here: {doitw('provenance model=…')}"
-            if is_ours and not request.pkg
-            else "do not use it; get it again from its source",
+            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(wrong),
+            "; ".join(hints()[kind] for kind in dict.fromkeys(wrong_ones)),
         )
+    if request.reference and not any(digests.values()) and len(results) == len(digests):
+        log.info("no receipt says what it should be; its header was checked")
+        return
     log.info(f"{plural(len(results), 'artifact')} as their receipts say")
+
+
+def hints() -> dict[str, str]:
+    """What to do about what is wrong, by where it comes from."""
+    return {
+        "made": f"{doitw('forget STEP')} for the step that made it, then run the step again",
+        "given": "do not use it: get the file again from where it came from",
+        "stated": f"for a statement of what was made here: {doitw('provenance model=…')}",
+        "signed": "do not use it: get the file, its signature and the key again from who signed it",
+    }
 
 
 def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
