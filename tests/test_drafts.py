@@ -135,6 +135,35 @@ def test_ngrams_need_no_model(doit: Doit, gguf: Path) -> None:
     assert doit.summary["draft"] == "ngram-mod, without a model"
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["draft=mtp"], "draft=mtp: the model has no head for multi-token prediction"),
+        (["server.spec_type=draft-mtp"], "the model has no head for multi-token prediction"),
+        (
+            ["draft=ngram", "server.spec_type=ngram-cache"],
+            "server.spec_type=ngram-cache: contradicts draft=ngram-mod; leave one out",
+        ),
+        (["draft=$", "server.spec_type=none"], "server.spec_type=none: contradicts draft="),
+    ],
+)
+def test_what_cannot_draft_is_said_before_a_start(
+    doit: Doit, gguf: Path, words: list[str], says: str
+) -> None:
+    words = [word.replace("$", str(gguf)) for word in words]
+    for task in ("plan", "serve"):
+        wrong = doit(task, f"model={gguf}", *words, status=3)
+        assert says in wrong.err and "llama-server --model" not in wrong.err
+
+
+def test_plan_warns_as_serve_does(doit: Doit, gguf: Path) -> None:
+    """Of a draft that is not used, a number with a unit, and an address without a key."""
+    words = (f"server.spec_draft_model={gguf}", "server.ubatch_size=1k", "host=0.0.0.0")
+    warnings = doit("plan", f"model={gguf}", *words, "format=json").json()["warnings"]
+    for says in ("does not use it without spec_type", "taken as 1024", "no api_key_file is given"):
+        assert any(says in warning for warning in warnings)
+
+
 def test_mistakes(doit: Doit, gguf: Path) -> None:
     wrong = doit("plan", f"model={gguf}", "draft=nowhere.gguf", status=3)
     assert "draft=nowhere.gguf" in wrong.err and "ngram" in wrong.err

@@ -19,9 +19,11 @@ from . import estimate, headers
 from .estimate import MemoryEstimate
 from .model import Model
 
+MTP = "draft-mtp"  # a --spec-type: a head of the model itself drafts
 SIMPLE = "draft-simple"  # a --spec-type: the one with a whole model of its own
 DRAFT_OPTIONS = ("--spec-draft-model", "--model-draft")
 DRAFT_HINT = "use a smaller model of the same family, or draft=ngram, which needs none"
+NO_HEAD = "the model has no head for multi-token prediction"
 ADAPTER_HINT = "use one made for this model"
 VECTOR_HINT = "use one made with this model"
 
@@ -35,6 +37,8 @@ def check(models: Iterable[Model]) -> None:
             if why:
                 name = model.draft.require_reference().text
                 raise UsageError(f"draft={name}: cannot draft for this model: {why}", DRAFT_HINT)
+        if lacks_head(model):
+            raise UsageError(f"draft=mtp: {NO_HEAD}", DRAFT_HINT)
         for adapter in model.adapters:
             if why := misfit(adapter, model):
                 raise UsageError(f"lora={name_of(adapter)}: {why}", ADAPTER_HINT)
@@ -47,7 +51,7 @@ def is_ready(models: Iterable[Model]) -> bool:
         group = (model, *model.beside.values())
         if len(group) > 1 and not all(x.is_made(x.require_chain()) for x in group):
             return False
-        if any(misfit(adapter, model) for adapter in model.adapters):
+        if lacks_head(model) or any(misfit(adapter, model) for adapter in model.adapters):
             return False
     return True
 
@@ -67,7 +71,8 @@ def difference(cache: Path, file: Path, model: Path, compare: Callable[[], str])
 
 def require_served(server: Server, model: Path, home: Home) -> None:
     """Raise UsageError where a server's draft has another vocabulary than its `model`: llama-server
-    would go on without it; or one of its adapters or control vectors is for another model."""
+    would go on without it; or one of its adapters or control vectors is for another model, or the
+    model has no head that is to draft."""
     draft = Path(server.folder, draft_file(server))
     if draft_file(server) and SIMPLE in server.argument("--spec-type") and draft.is_file():
 
@@ -77,6 +82,9 @@ def require_served(server: Server, model: Path, home: Home) -> None:
         if why := difference(home.run / "drafts.json", draft, model, compare):
             why = f"{draft.name}: cannot draft for this model: {why}"
             raise UsageError(f"{server.name}: {why}", DRAFT_HINT)
+    by_head = MTP in server.argument("--spec-type").split(",") and not draft_file(server)
+    if by_head and not gguf.read_cached(model, home.run).heads:
+        raise UsageError(f"{server.name}: spec_type {MTP}: {NO_HEAD}", DRAFT_HINT)
     for adapter, _ in server.adapters:
         if adapter.is_file() and (why := adapter_difference(adapter, model, home)):
             raise UsageError(f"{server.name}: {adapter}: {why}", ADAPTER_HINT)
@@ -106,6 +114,14 @@ def vocabulary_of(model: Model) -> vocabulary.Vocabulary | None:
     except PipelineError:
         return None  # not here, and not to be had piece by piece
     return vocabulary.of_tokenizer(files[0].whole()) if files else None
+
+
+def lacks_head(model: Model) -> bool:
+    """Whether a head of the model is to draft that its file, as far as it is known, has not."""
+    if model.request.spec_type != MTP or (chain := model.chain()) is None:
+        return False
+    file = headers.of_model(model, chain)
+    return file is not None and not gguf.read(file).heads
 
 
 def draft_estimate(model: Model) -> MemoryEstimate | None:

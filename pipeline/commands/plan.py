@@ -71,10 +71,10 @@ def collect(model: Model) -> dict[str, Any]:
     for name, each in model.beside.items():
         steps += steps_beside(name, each, {step.name for step in steps})
     todo = {step.name: step for step in steps if not step.is_done}
-    server = None
+    server, warnings = None, tuple[str, ...]()
     if model.binaries.has("llama-server") and ahead.header and "build_bins" not in todo:
         planned = serve.planned(model, chain, ahead)
-        server, fit = planned.server, planned.fit
+        server, fit, warnings = planned.server, planned.fit, planned.warnings
     else:
         fit = serve.fit_context(model, ahead)
     disk = sum(step.disk for step in todo.values())
@@ -97,6 +97,7 @@ def collect(model: Model) -> dict[str, Any]:
         "backend_why": model.programs.selection.why if model.programs.are_chosen else "",
         "warnings": [
             *model.programs.warnings(),
+            *warnings,
             *(
                 f"{code}: a model's own code never runs; if the conversion needs it, it fails"
                 for code in (headers.foreign_code(model, chain) if "convert" in todo else ())

@@ -22,6 +22,8 @@ from .options import LISTS, NO_RPC, ResolvedOptions, expanded, missing, words
 # Options that name a model, or make a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
 DRAFTS = ("spec-draft-model", "model-draft", "spec-draft-hf")
+SPEC_TYPE = "spec-type"
+WITH_MODEL = ("draft-simple", "draft-eagle3", "draft-dflash", "draft-dspark")
 ADAPTERS = ("lora", "lora-scaled")
 JINJA = "jinja"
 NO_TEMPLATE = (
@@ -180,6 +182,20 @@ def _named_twice(spec: InstanceSpec, resolved: ResolvedOptions) -> Iterator[str]
             if spec.is_typed(f"server.{given}") and key == "model":  # beside model= or a profile
                 whose = "the model that is named"
             yield spec.line(f"server.{given}", f": contradicts {whose}; leave one out")
+    draft, types = spec.model.get("draft", "none"), _spec_types(resolved)
+    wanted = reference.WITHOUT_DRAFT.get(draft, draft)  # a word for a type, or a type, or a model
+    is_type = wanted in reference.WITHOUT_DRAFT.values()
+    fits = wanted in types if is_type else any(name.startswith("draft-") for name in types)
+    if draft != "none" and types and not fits:
+        why = f" = {','.join(types)}: contradicts draft={draft}; leave one out"
+        yield spec.line(f"server.{SPEC_TYPE}", why)
+
+
+def _spec_types(resolved: ResolvedOptions) -> list[str]:
+    """The ways to draft that the options name."""
+    value = resolved.value(SPEC_TYPE)
+    listed = value if isinstance(value, list) else [value]
+    return ",".join(item for item in listed if isinstance(item, str)).split(",") if value else []
 
 
 def _prints_only(resolved: ResolvedOptions) -> Iterator[str]:
@@ -271,9 +287,13 @@ def warnings(resolved: ResolvedOptions) -> Iterator[str]:
         place = resolved.spec.place
         yield f"{place}: names no model, so llama-server routes to the models it finds"
     drafting = next((name for name in DRAFTS[:2] if resolved.text(name)), "")
-    if drafting and not resolved.has("spec-type"):
+    if drafting and not resolved.has(SPEC_TYPE):
         why = ": llama-server loads it, and does not use it without spec_type=draft-simple"
         yield resolved.spec.line(f"server.{drafting}", why)
+    needy = next((name for name in _spec_types(resolved) if name in WITH_MODEL), "")
+    if needy and resolved.spec.model.get("draft", "none") == "none" and not resolved.has(*DRAFTS):
+        why = f" = {needy}: no draft model is named, so llama-server does without it"
+        yield resolved.spec.line(f"server.{SPEC_TYPE}", why)
     if hosts := resolved.text(RPC):
         why = (
             f" = {hosts}: weights and what is computed of prompts go there unencrypted, and "
@@ -290,7 +310,7 @@ def _of_model(resolved: ResolvedOptions, model: PreparedModel) -> list[str]:
         arguments += ["--mmproj", str(model.mmproj)]
     if model.draft:
         arguments += ["--spec-draft-model", str(model.draft)]
-    if model.spec_type and not resolved.has("spec-type"):
+    if model.spec_type and not resolved.has(SPEC_TYPE):
         # without it llama-server loads a draft model, and does not use it
         arguments += ["--spec-type", model.spec_type]
     if not resolved.has("embeddings", "embedding", "reranking", "rerank", "pooling"):

@@ -135,7 +135,7 @@ def test_a_mistake(tmp_path: Path, text: str, line: str) -> None:
         *("chat_template = 'chatml'", "chat_template = '{{ messages }}'"),
         "chat_template = 'llama3'\nno_jinja = true",
         "no_jinja = false\njinja = true",
-        *("spec_type = 'ngram-mod,draft-simple'", "spec_type = ['none', 'ngram-mod']"),
+        *("spec_type = 'ngram-mod,none'", "spec_type = ['none', 'ngram-mod']"),
         "jinja = true\n[instance.server]\nno_jinja = true",
         *("control_vector_layer_range = [1, 5]", "control_vector_layer_range = '1 5'"),
         "chat_template = 'llama3'\nextra_args = ['--no-jinja']",
@@ -397,6 +397,10 @@ def test_cards_that_are_not_there(
         ("api_prefix = '/llm/'", 'api_prefix = "/llm/": taken as "/llm"'),
         ("api_prefix = '/'", 'api_prefix = "/": taken as ""'),
         ("host = '0.0.0.0'\napi_key = 'none'", "0.0.0.0 can be reached by others, without a key"),
+        (
+            "spec_type = ['ngram-mod', 'draft-simple']",
+            "server.spec_type = draft-simple: no draft model is named, so llama-server does ",
+        ),
     ],
 )
 def test_what_is_said(tmp_path: Path, text: str, warning: str) -> None:
