@@ -85,7 +85,7 @@ def of_server(
     if resolved.spec.engine == LLAMA_CPP:
         yield from llama.errors(resolved, folder, is_there)
     else:
-        yield from vllm.errors(resolved, folder)
+        yield from vllm.errors(resolved, folder, is_there)
     yield from api_keys.errors(resolved, folder)
     if resolved.text(*TLS):
         from . import tls

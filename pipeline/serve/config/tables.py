@@ -25,12 +25,12 @@ from pydantic import (
 from pipeline.core.text import byte_count
 from pipeline.serve import address, placing, server
 
+from .values import JSON_OPTION
+
 MODELS = "models"
 Engine = Literal["llama.cpp", "vllm"]
 Scalar = str | int | float
 DEVICE = re.compile(r"ram|gpu\d+", re.A)
-# Options of both programs whose value is JSON, for which a table may stand.
-JSON_OPTION = re.compile(r".+[_-](config|kwargs|overrides|per[_-]prompt|schema|json)")
 GPU_IDS = re.compile(r"all|none|(\d+|(GPU|MIG)-[\w/-]+)(,(\d+|(GPU|MIG)-[\w/-]+))*", re.A)
 
 

@@ -19,6 +19,8 @@ VLLM_UNIT = re.compile(r"\d+(\.\d+)?[kmgtKMGT]|auto", re.A)  # vLLM: 1k is 1000,
 GRAMMAR = re.compile(r"^\s*root\s*::=", re.M)  # the rule that each one has
 LISTED = re.compile(r"available tools: (\w+(?:,\s*\w+)*)")  # in a help; "all" is all
 DECIMAL_DEFAULT = re.compile(r"default: -?\d+\.\d")
+# Options of both programs whose value is JSON, for which a table may stand.
+JSON_OPTION = re.compile(r".+[_-](config|kwargs|overrides|per[_-]prompt|schema|json)")
 LARGEST = 2**31 - 1
 
 # The hints by which a help says what it takes. vLLM's INT, COUNT and FLOAT are ours.
@@ -136,7 +138,10 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
     if flag and (listed := LISTED.search(flag.help)):
         _each_of(text, ["all", *re.findall(r"\w+", listed[1])])
     hint = flag.value if flag else "N" if names & RANGES.keys() else ""
-    if hint in JSON or names.intersection(JSON_OPTIONS):
+    is_object = text.lstrip().startswith("{") and JSON_OPTION.fullmatch(
+        name
+    )  # vLLM: no hint says so
+    if hint in JSON or names.intersection(JSON_OPTIONS) or is_object:
         _json(text)
     elif hint in DECIMAL_HINTS or (hint == "N" and _is_decimal(names, flag)):
         _decimal(text, names)

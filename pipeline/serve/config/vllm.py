@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .options import ResolvedOptions, expanded, missing, words
 
 LISTED = Path(__file__).with_name("vllm_flags.txt")
 LOADED = ("model", "tokenizer", "hf-config-path", "speculative-config.model")
+FILES = ("chat-template", "ssl-certfile", "ssl-keyfile", "ssl-ca-certs", "log-config-file")
 KEYS = ("api-key", "api-key-file")  # go to the server by VLLM_API_KEY
 # It has a process on a GPU for each part of a model that it divides in these ways.
 PARTS = ("tensor-parallel-size", "pipeline-parallel-size", "prefill-context-parallel-size")
@@ -179,8 +180,10 @@ def _in_json(text: str, key: str) -> str:
     return ""
 
 
-def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
-    """No model, or one that is not there."""
+def errors(
+    resolved: ResolvedOptions, folder: Path, is_there: Callable[[Path], bool] = Path.is_file
+) -> Iterator[str]:
+    """No model, and files that are not there."""
     spec = resolved.spec
     model = resolved.text("model")
     if spec.model:
@@ -189,6 +192,11 @@ def errors(resolved: ResolvedOptions, folder: Path) -> Iterator[str]:
         yield f"{spec.at('server.model')}: is missing: a folder, or a name on Hugging Face"
     elif model.startswith(("/", "./", "../", "~")) and not beside(folder, model).exists():
         yield spec.line("server.model", f" = {model}: {beside(folder, model)} does not exist")
+    for name in FILES:
+        text = resolved.text(name)
+        is_template = name == "chat-template" and any(sign in text for sign in "{}\n")
+        if text and not is_template and not is_there(beside(folder, text)):
+            yield spec.line(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
 
 
 def sleep_warnings(resolved: ResolvedOptions, environ: Mapping[str, str]) -> Iterator[str]:

@@ -288,12 +288,29 @@ class TestOfAProfile:
         ("gpu_memory_utilization = nan", "a number above 0, at most 1"),
         ("gpu_memory_utilization = 90", "a number above 0, at most 1"),
         ("max_num_seqs = 2.5", "a whole number, at least 1"),
+        ("speculative_config = '{a: 1}'", "JSON: Expecting property name"),
+        ("hf_overrides = '{'", "JSON: Expecting property name"),
         ("dtype = 'fp16'", "one of auto, half, float16, bfloat16, float, float32"),
         ("port = 'x'", "a whole number from 1 to 65535"),
     ],
 )
 def test_a_value_that_vllm_does_not_take(tmp_path: Path, text: str, why: str) -> None:
     assert f": must be {why}" in wrong(tmp_path, VLLM + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_wrong"),
+    [
+        ("chat_template = 'gone.jinja'", True),
+        ("chat_template = 'models.toml'", False),
+        ("chat_template = '{{ messages }}'", False),
+        ("ssl_certfile = 'gone.pem'", True),
+        ("log_config_file = 'gone.json'", True),
+    ],
+)
+def test_a_file_that_vllm_would_not_find(tmp_path: Path, text: str, is_wrong: bool) -> None:
+    lines = [line for line in checked(tmp_path, VLLM + text) if "note: " not in line]
+    assert [line.endswith(" is no file") for line in lines] == [True] * is_wrong
 
 
 def test_vllm_reads_units_itself(tmp_path: Path) -> None:
