@@ -233,7 +233,11 @@ def require_fitting(home: Home, server: Server) -> None:
     mmproj = Path(server.folder, server.argument("--mmproj"))
     if mmproj.is_file():
         header = gguf.read_cached(path, home.run)
-        projectors.require(gguf.read_cached(mmproj, home.run), header, mmproj.name)
+        try:
+            projectors.require(gguf.read_cached(mmproj, home.run), header, str(mmproj))
+        except UsageError as error:
+            hint = "use the one made for this model, or leave it out"
+            raise UsageError(f"{server.name}: {error.message}", hint) from None
 
 
 def require_servable(home: Home, server: Server, options: Mapping[str, Flag]) -> None:
