@@ -27,52 +27,72 @@ from .request import Request
 from .session import Session
 
 
+class Checks:
+    """What was checked: each is printed as it comes, unless all become JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.results: list[dict[str, str]] = []
+        self._as_json = as_json
+        self._wrong: list[str] = []  # keys of `hints`
+
+    def add(self, path: Path, problem: str, kind: str, by: str = "") -> None:
+        """`kind` is a key of `hints`, `by` how it was checked if not by its receipt."""
+        self.results.append({"path": str(path), "problem": problem})
+        if problem:
+            self._wrong.append(kind)
+        if not self._as_json:
+            print(f"{'wrong' if problem else 'ok':<5} {path}{by}", flush=True)
+
+    def require_right(self) -> None:
+        """Print what becomes JSON. Raises PipelineError with all that is wrong."""
+        if self._as_json:
+            print(json.dumps(self.results, indent=1))
+        if self._wrong:
+            wrong = [each for each in self.results if each["problem"]]
+            lines = [f"{each['path']}: {each['problem']}" for each in wrong]
+            raise PipelineError(
+                f"{len(lines)} of {plural(len(self.results), 'check')} failed:\n"
+                + "\n".join(lines),
+                "; ".join(hints()[kind] for kind in dict.fromkeys(self._wrong)),
+            )
+
+
 def verify(session: Session) -> None:
     """Check the home, or what belongs to `model=`, or the package `pkg=`. Raises PipelineError."""
     model, request = session.model, session.request
     require_subject(session)
-    results: list[dict[str, str]] = []
-    wrong_ones: list[str] = []  # keys of `hints`
+    checks = Checks(as_json=model.request.json)
     with suppress(OSError):  # read-only: then nobody removes anything either
         active.begin(model.home.run)
-
-    def report(path: Path, problem: str, kind: str, by: str = "") -> None:
-        results.append({"path": str(path), "problem": problem})
-        wrong_ones.extend([kind] if problem else [])
-        if not model.request.json:
-            print(f"{'wrong' if problem else 'ok':<5} {path}{by}", flush=True)
-
     digests: dict[Path, str] = {}  # of what is as its receipt says
     for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
         problem = problem_of(path, entry)
         known = receipts.load(path.parent).get(path.name) if entry else None
         digests[path] = known.sha256 if known and not problem else ""
-        is_ours = bool(entry) and path.is_relative_to(model.home.root) and not request.pkg
-        report(path, problem, "made" if is_ours else "given")
+        is_ours = entry and not request.pkg and is_in_home(session, path)
+        checks.add(path, problem, "made" if is_ours else "given")
     given = list(stated(session, digests))
     for place, files in given:
-        kind = "stated" if all(file.is_relative_to(model.home.root) for file in files) else "given"
-        report(place, check_statement(session, place, files, digests), kind)
+        kind = "stated" if is_in_home(session, *files) else "given"
+        checks.add(place, check_statement(session, place, files, digests), kind)
     for file in of_unknown_builder(session, [files for _, files in given]):
-        report(file, f"no statement says that {request.builder} built it", "given")
+        checks.add(file, f"no statement says that {request.builder} built it", "given")
     if request.public_key:
         for path, problem in check_signatures(session, request.public_key).items():
-            report(path, problem, "signed", " (signature)")
+            checks.add(path, problem, "signed", " (signature)")
     environment = converter.installed(model.home)
     if not (request.reference or request.pkg) and environment.has_receipt():
-        report(environment.folder, environment.damage(hashes=True), "made")
-    if model.request.json:
-        print(json.dumps(results, indent=1))
-    wrong = [f"{item['path']}: {item['problem']}" for item in results if item["problem"]]
-    if wrong:
-        raise PipelineError(
-            f"{len(wrong)} of {plural(len(results), 'check')} failed:\n" + "\n".join(wrong),
-            "; ".join(hints()[kind] for kind in dict.fromkeys(wrong_ones)),
-        )
-    if request.reference and not any(digests.values()) and len(results) == len(digests):
+        checks.add(environment.folder, environment.damage(hashes=True), "made")
+    checks.require_right()
+    if request.reference and not any(digests.values()) and len(checks.results) == len(digests):
         log.info("no receipt says what it should be; its header was checked")
-        return
-    log.info(f"{plural(len(results), 'artifact')} as their receipts say")
+    else:
+        log.info(f"{plural(len(checks.results), 'artifact')} as their receipts say")
+
+
+def is_in_home(session: Session, *paths: Path) -> bool:
+    """Whether all of them are where the pipeline makes and keeps files."""
+    return all(path.is_relative_to(session.model.home.root) for path in paths)
 
 
 def hints() -> dict[str, str]:

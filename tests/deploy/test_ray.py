@@ -403,6 +403,15 @@ def test_a_rayservice(write: Writer) -> None:
         assert fits == {app["name"]}  # it would take the room of what its pods are for
 
 
+def test_pods_of_a_low_port_may_listen_there(write: Writer) -> None:
+    write(CHAT + "[gateway]\nport = 80\n", IMAGE)
+    _, service = yaml.safe_load_all((write.out / "rayservice.yaml").read_text("utf-8"))
+    cluster = service["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        allowed = {"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}
+        assert group["template"]["spec"]["securityContext"]["sysctls"] == [allowed]
+
+
 def of_pod(params: dict[str, str]) -> dict[str, float]:
     """What Ray takes a pod for."""
     custom = json.loads(json.loads(params.get("resources", '"{}"')))

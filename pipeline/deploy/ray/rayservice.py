@@ -17,10 +17,10 @@ from pipeline.deploy.kubernetes.manifests import (
     SETTINGS_OF_PREPARE,
     TOKEN,
     UNKNOWN_DISK,
-    UNPRIVILEGED,
     environment_variable,
     in_gib,
     mount,
+    unprivileged,
 )
 from pipeline.deploy.kubernetes.options import Options
 from pipeline.deploy.kubernetes.workload import DATA, EVERYWHERE, KEY, kubernetes_name
@@ -208,7 +208,7 @@ def _pod(
         "metadata": {"labels": {"app.kubernetes.io/part-of": configuration}},
         "spec": {
             **({} if is_head else ISOLATED),
-            "securityContext": UNPRIVILEGED,
+            "securityContext": unprivileged(settings.port),
             "containers": [
                 {
                     "name": "ray-head" if is_head else "ray-worker",

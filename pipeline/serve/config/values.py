@@ -138,9 +138,8 @@ def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
     if flag and (listed := LISTED.search(flag.help)):
         _each_of(text, ["all", *re.findall(r"\w+", listed[1])])
     hint = flag.value if flag else "N" if names & RANGES.keys() else ""
-    is_object = text.lstrip().startswith("{") and JSON_OPTION.fullmatch(
-        name
-    )  # vLLM: no hint says so
+    # vLLM's help has no hint for JSON.
+    is_object = text.lstrip().startswith("{") and JSON_OPTION.fullmatch(name)
     if hint in JSON or names.intersection(JSON_OPTIONS) or is_object:
         _json(text)
     elif hint in DECIMAL_HINTS or (hint == "N" and _is_decimal(names, flag)):
