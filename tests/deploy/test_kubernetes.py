@@ -429,6 +429,11 @@ def test_a_credential_that_gets_into_a_manifest_is_named(write: Writer) -> None:
         (CHAT, ["route=a.example", "route_parent=p"], "leads to the gateway"),
         (CHAT, ["model_image=Not One"], "model_image=Not One: must be"),
         (CHAT, ["storage=lots"], "storage=lots: must be"),
+        (
+            CHAT,
+            ["storage_class=Fast"],
+            "must be a storage class: small letters",
+        ),
         (CHAT, ["gpus=-1"], "gpus=-1: must be"),
         (CHAT, ["name=other"], "there is no such instance"),
         (CHAT, ["port=8081"], "port=: is for one server"),

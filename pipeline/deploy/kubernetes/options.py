@@ -92,7 +92,7 @@ class Options(Group):
         shown="what the model needs, else `100Gi`",
     )
     storage_class: str = variable(
-        matching(r"[a-z0-9][-a-z0-9.]*", "a storage class"),
+        matching(r"[a-z0-9][-a-z0-9.]*", "a storage class: small letters, digits, - and ."),
         "the storage class of the claims",
         shown="the cluster's",
     )
