@@ -23,8 +23,10 @@ Delegate=yes
 TimeoutStopSec={timeout:.0f}
 Restart=on-failure
 RestartSec=5
-# That of a wrong configuration: another try would fail as well.
-RestartPreventExitStatus=3
+# What fails again, such as a wrong configuration, is tried less and less often. Older ones than
+# systemd 254 do not know these two, say so, and go on.
+RestartSteps=8
+RestartMaxDelaySec=300
 
 [Install]
 WantedBy=default.target

@@ -31,8 +31,8 @@ def test_what_it_says(tmp_path: Path) -> None:
     assert ' -m doit up "config=/a b/100%%.toml" price=$$5\n' in told
     assert "TimeoutStopSec=35\n" in told and "KillMode=mixed\n" in told
     assert "Delegate=yes\n" in told
-    # a wrong configuration is not tried again every 5 s
-    assert "Restart=on-failure\n" in told and "RestartPreventExitStatus=3\n" in told
+    assert "Restart=on-failure\nRestartSec=5\n" in told
+    assert "RestartMaxDelaySec=300\n" in told  # a wrong configuration is not tried every 5 s
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
@@ -44,4 +44,6 @@ def test_systemd_understands_it(tmp_path: Path) -> None:
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True
     )
-    assert path.name not in done.stderr, done.stderr
+    unknown = "Unknown key 'Restart"  # to those before version 254
+    wrong = [x for x in done.stderr.splitlines() if path.name in x and unknown not in x]
+    assert not wrong, done.stderr
