@@ -156,6 +156,19 @@ def test_what_cannot_draft_is_said_before_a_start(
         assert says in wrong.err and "llama-server --model" not in wrong.err
 
 
+@pytest.mark.parametrize("task", ["plan", "up"])
+@pytest.mark.parametrize("line", ["draft = 'mtp'", "mmproj = '$'", "lora = ['$']"])
+def test_which_of_many_models_is_meant(
+    doit: Doit, gguf: Path, tmp_path: Path, task: str, line: str
+) -> None:
+    tables = (f"[instance.{x}.model]\nref = '{gguf}'\n" for x in ("first", "second"))
+    file = tmp_path / "two.toml"
+    text = "".join(tables) + line.replace("$", str(gguf)) + "\n[instance.first.server]\nport = 9\n"
+    file.write_text(text, encoding="utf-8")
+    wrong = doit(task, f"config={file}", status=None)
+    assert wrong.status in (1, 3) and wrong.err.count("two.toml: instance.second.model: ") == 1
+
+
 def test_plan_warns_as_serve_does(doit: Doit, gguf: Path) -> None:
     """Of a draft that is not used, a number with a unit, and an address without a key."""
     words = (f"server.spec_draft_model={gguf}", "server.ubatch_size=1k", "host=0.0.0.0")

@@ -31,17 +31,22 @@ VECTOR_HINT = "use one made with this model"
 def check(models: Iterable[Model]) -> None:
     """Raise UsageError where a draft or an adapter is already known not to fit its model."""
     for model in models:
-        if model.draft:
-            theirs, own = vocabulary_of(model), vocabulary_of(model.draft)
-            why = theirs and own and vocabulary.difference(theirs, own)
-            if why:
-                name = model.draft.require_reference().text
-                raise UsageError(f"draft={name}: cannot draft for this model: {why}", DRAFT_HINT)
-        if lacks_head(model):
-            raise UsageError(f"draft=mtp: {NO_HEAD}", DRAFT_HINT)
-        for adapter in model.adapters:
-            if why := misfit(adapter, model):
-                raise UsageError(f"lora={name_of(adapter)}: {why}", ADAPTER_HINT)
+        with model.placed():
+            _check(model)
+
+
+def _check(model: Model) -> None:
+    if model.draft:
+        theirs, own = vocabulary_of(model), vocabulary_of(model.draft)
+        why = theirs and own and vocabulary.difference(theirs, own)
+        if why:
+            name = model.draft.require_reference().text
+            raise UsageError(f"draft={name}: cannot draft for this model: {why}", DRAFT_HINT)
+    if lacks_head(model):
+        raise UsageError(f"draft=mtp: {NO_HEAD}", DRAFT_HINT)
+    for adapter in model.adapters:
+        if why := misfit(adapter, model):
+            raise UsageError(f"lora={name_of(adapter)}: {why}", ADAPTER_HINT)
 
 
 def is_ready(models: Iterable[Model]) -> bool:

@@ -59,7 +59,8 @@ def check_session(session: Session) -> None:
         is_decided = model.request.wanted.quant in quants.DECIDED
         if model.request.wanted.quant == quants.ALL:
             raise UsageError("quant=all: only plan takes it", "name a quant, or pass quant=auto")
-        check_request(model)
+        with model.placed():
+            check_request(model)
         reference = model.request.reference
         if model.request.force and reference and reference.path:
             models.resolve.forget(reference.path, model.home)  # it may be out of date
@@ -129,11 +130,13 @@ def check_request(model: Model) -> None:
 def require_known(models: Collection[Model]) -> None:
     """Check models as a run would, and resolve them for this run alone. Raises PipelineError."""
     for model in models:
-        check_request(model)
+        with model.placed():
+            check_request(model)
     for model in models:
         lock.require(model, before=True)
         if not model.resolve_is_done():
-            resolve.resolve(model, store=False)
+            with model.placed():
+                resolve.resolve(model, store=False)
     beside.check(models)
 
 

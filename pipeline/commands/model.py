@@ -44,6 +44,7 @@ class Model:
         self.home = programs.home
         self.listing: models.hub.Listing | None = None  # the hub's answer in this run
         self.resolved: Resolved | None = None  # see `known`
+        self.place = ""  # where a file of servers names it
         self.auto_quant = ""  # what quant=auto or fit means for it
         self.draft = Model(request.draft, programs) if request.draft else None
         self.adapters = [Model(each, programs, self) for each in request.adapters]
@@ -62,6 +63,16 @@ class Model:
         model = copy(self)
         model._spec = spec
         return model
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """While it runs, errors begin with where a file of servers names the model."""
+        try:
+            yield
+        except PipelineError as error:
+            if self.place:
+                error.message = f"{self.place}: {error.message}"
+            raise
 
     @property
     def beside(self) -> dict[str, Model]:

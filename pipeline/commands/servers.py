@@ -157,6 +157,8 @@ class Servers:
                 try:
                     self.models[name] = model = Model(request(words), self.programs)
                     self.models |= {name + BESIDE + key: m for key, m in model.beside.items()}
+                    for each in (model, *model.beside.values()):
+                        each.place = specs[name].at("model")
                 except UsageError as error:
                     self._errors.append(_of_table(specs[name], error.message))
                     continue
