@@ -20,6 +20,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import json_file, publish
 from pipeline.core.store.locks import is_held, only_one
+from pipeline.core.text import plural
 from pipeline.models import divergence, gguf
 from pipeline.models.divergence import Piece
 from pipeline.models.gguf import Header
@@ -173,7 +174,8 @@ def measure(
 ) -> dict[str, Sample]:
     """Measure each quant against `base` until `wants` needs no more. Raises PipelineError."""
     place = setup.home.run / "quality" / f"base-{base.digest.rpartition(':')[2][:16]}"
-    with publish.disk_errors(setup.home.run), only_one(place):
+    notice = f"another run is comparing quants with {base.path.name}; waiting for it"
+    with publish.disk_errors(setup.home.run), only_one(place, notice):
         for file in left_behind(setup.home, place):
             publish.remove(file)
         samples = {name: setup.known(base.digest, each.digest) for name, each in quants.items()}
@@ -324,7 +326,7 @@ def require(limit: Limit, sample: Sample, name: str, next_step: str) -> None:
         raise PipelineError(f"{words} ({limit.name})", next_step)
     more = "a longer text=PATH" if sample.is_all else "more chunks="
     raise PipelineError(
-        f"{words} ({limit.name}): undecided after {sample.count} pieces of the text",
+        f"{words} ({limit.name}): undecided after {plural(sample.count, 'piece')} of the text",
         f"pass {more}, another {limit.name}=, or {next_step}",
     )
 

@@ -16,14 +16,14 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from pipeline.core.store.locks import alone_with, only_one, trouble
-with only_one(Path(sys.argv[1])):
+with only_one(Path(sys.argv[1]), *sys.argv[2:]):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
-def held(target: Path) -> AbstractContextManager[subprocess.Popen[str]]:
-    return child(HOLD, target, stdin=subprocess.PIPE)
+def held(target: Path, *waiting: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return child(HOLD, target, *waiting, stdin=subprocess.PIPE)
 
 
 def test_the_second_waits_and_says_so_once(tmp_path: Path) -> None:
@@ -39,6 +39,15 @@ def test_the_second_waits_and_says_so_once(tmp_path: Path) -> None:
             first.stdin.flush()
             assert line(second) == "held"
             assert finish(second) == ""
+
+
+def test_the_second_says_what_it_waits_for(tmp_path: Path) -> None:
+    with held(tmp_path / "a") as first:
+        assert line(first) == "held"
+        with held(tmp_path / "a", "another run measures; waiting") as second:
+            assert second.stderr is not None
+            assert second.stderr.readline() == "another run measures; waiting\n"
+            second.kill()
 
 
 def test_a_lock_dies_with_its_holder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,8 @@ def test_a_refusal_says_what_was_measured_and_the_next_step(capsys: pytest.Captu
     with pytest.raises(PipelineError, match="undecided after 128 pieces") as edge:
         require(LIMIT, sample(128, 0.05), "m as Q4_0", "use a larger quant")
     assert "more chunks=" in edge.value.hint and "use a larger quant" in edge.value.hint
+    with pytest.raises(PipelineError, match="undecided after 1 piece of the text"):
+        require(LIMIT, sample(1, 0.05), "m as Q4_0", "use a larger quant")
     with pytest.raises(PipelineError, match="undecided after 128 pieces") as short:
         require(LIMIT, sample(128, 0.05, is_all=True), "m as Q4_0", "use a larger quant")
     assert "longer text=PATH" in short.value.hint and "chunks=" not in short.value.hint

@@ -30,8 +30,9 @@ _troubles: dict[Path, str] = {}  # by folder; empty: locks work there
 
 
 @contextmanager
-def only_one(target: Path) -> Iterator[None]:
-    """Hold the lock of the artifact `target`; say so once while another run holds it.
+def only_one(target: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock of the artifact `target`; say so once, or `waiting`, while another run holds
+    it.
 
     The holder may take it again: `is_singleton` makes it one lock within this process.
     """
@@ -41,7 +42,7 @@ def only_one(target: Path) -> Iterator[None]:
         yield
         return
     lock = file_lock(lock_of(target), is_singleton=True)
-    with _held(lock, f"another run is making {target.name}; waiting for it"):
+    with _held(lock, waiting or f"another run is making {target.name}; waiting for it"):
         yield
 
 
