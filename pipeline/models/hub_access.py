@@ -130,7 +130,7 @@ def _refused(repo: str, error: Exception) -> PipelineError:
         return PipelineError(f"{repo}: the hub {what} (status {status})", hint)
     if isinstance(error, UnicodeError):  # the token's: nothing else is read or sent as text
         return PipelineError(f"{_token_place()}: holds letters that no token has", COPY_AGAIN)
-    if isinstance(error, (KeyError, TypeError, ValueError, RecursionError)):
+    if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, RecursionError)):
         why = str(error) if isinstance(error, MsgspecError) else type(error).__name__
         return PipelineError(
             f"{repo}: {endpoint()} does not answer as a hub does ({why})",

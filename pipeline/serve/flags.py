@@ -14,7 +14,7 @@ from pipeline.core.process import indented, outcome
 from pipeline.core.store import json_file
 
 # One option of the help: its names, and after a space the hint of its value, if it takes one.
-OPTION = re.compile(r"((?:-{1,2}[\w.-]+,\s*)*-{1,2}[\w.-]+)(?: (\S.*?))?(?:\s{2,}|$)")
+OPTION = re.compile(r"((?:-{1,2}\w[\w.-]*,\s*)*-{1,2}\w[\w.-]*)(?: (\S.*?))?(?:\s{2,}|$)")
 
 WORDS = re.compile(r"[A-Z]+( [A-Z]+)+")  # a hint of several values
 

@@ -397,11 +397,11 @@ class Page(BaseHTTPRequestHandler):
     """A login page, or a proxy's error, in the place of everything."""
 
     def do_GET(self) -> None:
-        status, kind = self.server.answer  # type: ignore[attr-defined]
+        status, kind, body = self.server.answer  # type: ignore[attr-defined]
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.end_headers()
-        self.wfile.write(b"<html>log in</html>" * 1000)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -412,9 +412,10 @@ def proxy(
     status: int,
     kind: str = "text/html; charset=utf-8",
     certificate: tuple[str, str] | None = None,
+    body: bytes = b"<html>log in</html>" * 1000,
 ) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as page:
-        page.answer = status, kind  # type: ignore[attr-defined]
+        page.answer = status, kind, body  # type: ignore[attr-defined]
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
@@ -429,6 +430,12 @@ def test_a_proxy_that_answers_with_a_page_is_named(ask: Ask, status: int) -> Non
     with proxy(status) as url:
         message = ask("org/gguf", HTTP_PROXY=url, NO_PROXY="")["error"]
     assert "requests go through the proxy in HTTP_PROXY" in message
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"x"', b"{}", b"{"])
+def test_json_that_no_hub_answers(ask: Ask, body: bytes) -> None:
+    with proxy(200, "application/json", body=body) as url:
+        assert "does not answer as a hub does" in ask("org/gguf", HF_ENDPOINT=url)["error"]
 
 
 def test_a_page_in_the_place_of_a_file_is_no_download() -> None:

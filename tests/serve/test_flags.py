@@ -60,8 +60,9 @@ def test_an_option_of_the_help(name: str, value: str) -> None:
 
 
 def test_nothing_but_options_is_taken_for_one() -> None:
-    assert len(FLAGS) == 19
+    assert len(FLAGS) == 18
     assert parse_help("usage: program [--model X]\n  see --help\n") == {}
+    assert parse_help("----- common params -----\n\n--- \n-- x\n") == {}
 
 
 @pytest.mark.parametrize(
