@@ -17,6 +17,7 @@ from conftest import REPOSITORY, Doit, Run, post, wait_for, with_programs
 from fakes import hub
 from fakes.tiny_llama import TEXT
 from kills import kill_all
+from quality_tools import rewrite
 from twins import Twin
 
 from pipeline.bins.compile import source
@@ -275,3 +276,16 @@ def mean_cosine(some: list[list[float]], others: list[list[float]]) -> float:
     a, b = np.array(some), np.array(others)
     products = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(products.mean())
+
+
+@pytest.mark.build
+def test_models_that_end_texts_with_a_token_read_texts(
+    doit: Doit, trained: Path, short_minilm: Path, prose: str, tmp_path: Path
+) -> None:
+    """llama-perplexity and llama-imatrix refuse them, by an assertion."""
+    (text := tmp_path / "text").write_text(prose[:20_000], "utf-8")
+    own = {"tokenizer.ggml.add_eos_token": True}
+    rewrite(trained, model := tmp_path / "ends.f16.gguf", own, lambda name: True)
+    for each in (model, short_minilm):
+        doit("prepare", f"model={each}", "quant=q4_0", f"imatrix={text}")
+    doit("quality", f"model={model}", "quants=q8_0", "chunks=8", f"text={text}")

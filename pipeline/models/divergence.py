@@ -23,7 +23,7 @@ from pipeline.core.progress import bar
 from pipeline.core.store.publish import disk_errors, remove, require_disk, require_space
 
 from . import gguf, tools
-from .text_length import complaint
+from .text_length import complaint, without_end
 
 CTX_SIZE = 512  # tokens in a chunk, as in most published figures
 GROUP_BYTES = 2 * 1024**3  # of a group's file
@@ -77,7 +77,7 @@ class Perplexity(Struct, frozen=True, kw_only=True):
             *(str(self.program), "--model", str(model), "--ctx-size", str(self.ctx_size)),
             # one chunk after the other, so that each is printed while the next one is computed
             *("--batch-size", str(self.ctx_size)),
-            *("--kl-divergence-base", str(base), *self.options),
+            *("--kl-divergence-base", str(base), *without_end(model), *self.options),
         ]
 
 

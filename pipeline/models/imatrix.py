@@ -23,6 +23,8 @@ from . import contents, gguf, tensor_errors, text_length, tools
 from .gguf_format import MAGIC
 
 COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
+# An encoder reads a chunk at once, and has no words to predict.
+ENCODER_OPTIONS = ["--no-ppl", "--batch-size", "512", "--ubatch-size", "512", "--chunks", "32"]
 LONGEST_NAME = 256  # bytes, of a tensor; ggml's have 64 at most
 LAYER = re.compile(r"\b(enc\.|dec\.)?blk\.\d+\.")
 SILENCE = 3600  # seconds; it prints each chunk of 512 tokens, as many as the text has
@@ -123,7 +125,9 @@ def make(
 ) -> Path:
     """The matrix of the GGUF `model` for `text`, in `folder`: made unless it is current. `digest`
     is the model's; `program` is llama-imatrix, and `tool` the recipe that stands for llama.cpp;
-    `options` are more of the program's. Raises PipelineError."""
+    `options` are more of the program's, for what is no encoder. Raises PipelineError."""
+    end = text_length.without_end(model)
+    options = [*end, *(ENCODER_OPTIONS if gguf.read(model).is_encoder else options)]
     sha256 = stat_cache.identity(home.digests, text)
     recipe = {"step": "imatrix", "input": digest, "text": f"sha256:{sha256}", "tool": dict(tool)}
     name = f"imatrix-{sha256[:12]}"

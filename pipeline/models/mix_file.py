@@ -23,10 +23,6 @@ from .mix_choice import ChosenTypes, MixWork, choose, shown
 from .quantize import Quantization, require_possible, types_in
 
 MATRIX_OPTIONS = ["--process-output", "--chunks", "128"]  # of 512 tokens
-# An encoder reads a chunk at once, and has no words to predict; llama-imatrix refuses one that ends
-# texts with a token of its own.
-ENCODER_OPTIONS = ["--override-kv", "tokenizer.ggml.add_eos_token=bool:false", "--no-ppl"]
-ENCODER_OPTIONS += ["--batch-size", "512", "--ubatch-size", "512", "--chunks", "32"]
 
 
 class MixPrograms(Struct, frozen=True, kw_only=True):
@@ -176,7 +172,7 @@ def _matrix_and_text(
         program=programs.imatrix,
         tool=programs.tool,
         home=home,
-        options=ENCODER_OPTIONS if encodes else MATRIX_OPTIONS,
+        options=MATRIX_OPTIONS,
     )
     return matrix, None if encodes else text
 

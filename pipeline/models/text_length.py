@@ -20,6 +20,7 @@ from pipeline.core.process import outcome
 from . import gguf, tools
 
 CHUNK = 512  # tokens, unless another size is asked for
+END = "tokenizer.ggml.add_eos_token"
 LONGEST = 16  # bytes of a token, at most in the mean of a text
 COPIES = 2  # of the weights in memory, though none is read
 BEGUN = len("_logits_") + 4  # bytes of the file where the text is too short: no head follows
@@ -59,6 +60,7 @@ def require(program: Path, model: Path, text: Path, variable: str, chunk: int = 
     size = str(chunk)
     words = [str(program), "--model", str(model), "--file", str(text), "--chunks", "0"]
     words += ["--ctx-size", size, "--batch-size", size, "--device", "none", "--no-warmup"]
+    words += without_end(model)
     probabilities = 2 * chunk * (gguf.read(model).vocabulary + 4)  # room for a chunk of them
     with tempfile.TemporaryDirectory(prefix="llama-pipeline-") as folder:
         made = Path(folder, "probabilities")
@@ -78,6 +80,14 @@ def require(program: Path, model: Path, text: Path, variable: str, chunk: int = 
         why = complaint(f"{out}\n{err}", made.stat().st_size, chunk)
     if why:
         raise too_short(text, variable, why)
+
+
+def without_end(model: Path) -> list[str]:
+    """Options for llama-perplexity and llama-imatrix, which refuse a model that ends texts with a
+    token of its own."""
+    header = gguf.read(model)
+    ends = header.is_encoder or header.values.get(END) is True
+    return ["--override-kv", f"{END}=bool:false"] if ends else []
 
 
 def too_short(text: Path, variable: str, why: str) -> UsageError:
