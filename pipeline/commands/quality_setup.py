@@ -73,7 +73,7 @@ def setup(
         kind=kind,
         program_digest=binaries.sha256(name),
         text=lambda: text(request, programs.home),
-        text_digest=text_digest(request, programs.home),
+        text_digest=text_digest(request, programs.home, kind),
         text_name=text_name(request),
         perplexity=perplexity,
         serving=serving,
@@ -118,10 +118,14 @@ def tree(home: Home, *, offline: bool) -> Path:
     return pinned.folder
 
 
-def text_digest(request: Request, home: Home) -> str:
-    """The identity of the text, which need not be on disk where it is not the user's."""
+def text_digest(request: Request, home: Home, kind: quality.Kind) -> str:
+    """The identity of the text, which need not be on disk where it is not the user's; or that of
+    its passages, where models of this kind read these."""
     if own := request.sample_text:
-        return stat_cache.identity(home.digests, own)
+        if kind == "language":
+            return stat_cache.identity(home.digests, own)
+        passages = json.dumps(quality_similarity.passages(own_text(own)))
+        return hashlib.sha256(passages.encode()).hexdigest()
     documents = json.dumps([texts.VERSION, pins().llama_cpp_texts["test"]])
     return hashlib.sha256(documents.encode()).hexdigest()
 

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import check, leftovers, prune, quality
+from pipeline.commands import check, leftovers, prune, quality, quality_setup
 from pipeline.commands.model import Model
 from pipeline.commands.programs import Programs
-from pipeline.commands.request import request
+from pipeline.commands.request import Request, request
 from pipeline.commands.session import Session
 from pipeline.core.errors import UsageError
 from pipeline.core.paths import Home
 from pipeline.core.store import receipts
 from pipeline.core.store.locks import only_one
 from pipeline.models import on_disk
+from pipeline.report.quality import Kind
 
 INPUT = f"sha256:{'1' * 64}"
 OLD = 31 * 86400
@@ -136,3 +137,21 @@ def test_the_command_that_repeats_a_measurement_names_the_same_model(
     if first.reference.kind == "hub":
         commit = "a" * 40
         assert f"revision={commit}" in quality.named(model, commit)
+
+
+def test_what_is_kept_of_passages_is_known_by_the_passages(tmp_path: Path) -> None:
+    """How prose is told from the rest may change, and with it what was measured."""
+    prose = (
+        "This is a paragraph of plain words, long enough that it counts as prose.\n\n"
+    )
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(prose * 2)
+    second.write_text(prose + "| a | table |\n\n" + prose)
+
+    def digest(file: Path, kind: Kind) -> str:
+        return quality_setup.text_digest(Request(sample_text=file), Home(tmp_path), kind)
+
+    assert digest(first, "embedding") == digest(second, "embedding")
+    assert digest(first, "language") != digest(second, "language")
+    second.write_text(prose)
+    assert digest(first, "embedding") != digest(second, "embedding")
