@@ -174,8 +174,9 @@ def test_options_that_llama_server_has_not(doit: Doit, tiny: Path) -> None:
 @pytest.mark.build
 def test_a_device_that_llama_server_has_not(doit: Doit, tiny: Path, tmp_path: Path) -> None:
     says = "llama-server refuses it: invalid device: CUDA9; here it has none"
-    wrong = doit("serve", f"model={tiny}", "device=CUDA9", status=3)
-    assert f"error: device=CUDA9: {says}" in wrong.err and "convert" not in wrong.steps
+    for step in ("serve", "tune", "quality", "compare"):
+        wrong = doit(step, f"model={tiny}", "device=CUDA9", status=3)
+        assert f"error: device=CUDA9: {says}" in wrong.err and "convert" not in wrong.steps
     file = tmp_path / "a.toml"
     file.write_text(f"[instance.a.model]\nref = '{tiny}'\n[instance.a.server]\ndevice = 'CUDA9'\n")
     for task in ("plan", "up"):

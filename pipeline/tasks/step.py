@@ -149,6 +149,11 @@ def before_start(session: Session) -> list[str]:
     return ["_config", "_places", *builds(session), "_options", *frozen]
 
 
+def before_measuring(session: Session) -> list[str]:
+    """What has to be there before a model is measured."""
+    return [*PREPARED_FOR, *(["_flags"] if session.request.has_options else [])]
+
+
 def builds(session: Session) -> list[str]:
     """The step that makes llama-server, where none is found elsewhere."""
     return ["build_bins"] if session.servers and session.servers.needs_programs else []

@@ -12,7 +12,7 @@ from pipeline.models import converter
 
 from . import nodes, step
 from .checks import HIDDEN
-from .step import PREPARATION, PREPARED_FOR, ModelStep, Step
+from .step import PREPARATION, ModelStep, Step
 
 # Which groups of commands/variables.py, or single variables, a step reads: for `help` and shells.
 OWN = ("force", "offline")  # of llama.cpp's own steps
@@ -206,7 +206,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "quality",
         "measure what quants= lost against the unquantized model, with error bars",
         run=lambda session: do.quality.quality(session),
-        after=PREPARED_FOR,
+        after=step.before_measuring,
         needs_model=True,
         reads=(
             *("model", "quants", "text", "chunks", "programs", "ctx_size", "threads"),
@@ -217,7 +217,7 @@ STEPS: tuple[Step | ModelStep, ...] = (
         "compare",
         "compare quants= of a model by size, quality, speed and memory, on a page with pictures",
         run=lambda session: do.compare.compare(session),
-        after=PREPARED_FOR,
+        after=step.before_measuring,
         needs_model=True,
         reads=(
             *("model", "quants", "text", "chunks", "compare", "programs", "ctx_size", "threads"),
