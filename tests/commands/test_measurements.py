@@ -141,9 +141,7 @@ def test_the_command_that_repeats_a_measurement_names_the_same_model(
 
 def test_what_is_kept_of_passages_is_known_by_the_passages(tmp_path: Path) -> None:
     """How prose is told from the rest may change, and with it what was measured."""
-    prose = (
-        "This is a paragraph of plain words, long enough that it counts as prose.\n\n"
-    )
+    prose = "This is a paragraph of plain words, long enough that it counts as prose.\n\n"
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     first.write_text(prose * 2)
     second.write_text(prose + "| a | table |\n\n" + prose)

@@ -187,3 +187,15 @@ class Containers:
         self.docker("rm", "--force", f"{self.name}-hub", check=False)
         self.docker("network", "rm", self.name)
         self.docker("volume", "rm", "--force", f"{self.name}-data")
+
+
+@contextmanager
+def containers(docker: Docker, image: str, models: Path, folder: Path) -> Iterator[Containers]:
+    """None yet, and a hub of the models in a folder; their logs are kept in `folder`."""
+    made = Containers(docker, image, folder)
+    try:
+        with made.hub_of(models):
+            yield made
+    finally:
+        made.logs(folder / "logs")
+        made.close()

@@ -12,7 +12,7 @@ import httpx2
 import psutil
 import pytest
 from conftest import Doit, wait_for, with_programs
-from container_tools import PORT, Containers
+from container_tools import PORT, Containers, containers
 from engines import Docker
 from gateway_tools import NO_TLS
 from ray_tools import Load, hub_folder, require_few_lost, stream
@@ -75,15 +75,10 @@ def nodes(
     docker: Docker, ray_image: str, built: Path, gguf: Path, tmp_path: Path
 ) -> Iterator[Containers]:
     """The head and two other nodes, and a hub that they reach."""
-    made = Containers(docker, ray_image, tmp_path)
-    try:
-        with made.hub_of(hub_folder(built, gguf, tmp_path)):
-            for name in ("head", "a", "b"):
-                made.start(name)
-            yield made
-    finally:
-        made.logs(tmp_path / "logs")
-        made.close()
+    with containers(docker, ray_image, hub_folder(built, gguf, tmp_path), tmp_path) as made:
+        for name in ("head", "a", "b"):
+            made.start(name)
+        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import yaml
 from conftest import wait_for, with_programs
-from container_tools import PORT, Containers
+from container_tools import PORT, Containers, containers
 from engines import Docker
 from gateway_tools import NO_TLS
 from ray_tools import hub_folder
@@ -52,13 +52,8 @@ def pods(
     docker: Docker, ray_image: str, built: Path, gguf: Path, tmp_path: Path
 ) -> Iterator[Containers]:
     """None yet, and a hub that they will reach."""
-    made = Containers(docker, ray_image, tmp_path)
-    try:
-        with made.hub_of(hub_folder(built, gguf, tmp_path)):
-            yield made
-    finally:
-        made.logs(tmp_path / "logs")
-        made.close()
+    with containers(docker, ray_image, hub_folder(built, gguf, tmp_path), tmp_path) as made:
+        yield made
 
 
 def start(pods: Containers, name: str, group: Mapping[str, Any], key: Path) -> None:
