@@ -98,14 +98,17 @@ def one_path(text: str | Path) -> Path:
 def home() -> Home:
     """The home that the environment names."""
     path = os.environ.get("LLAMA_PIPELINE_HOME", "").strip()
-    root = absolute(path) if path else REPOSITORY
-    with suppress(OSError):  # too long a name, of which the first use tells
+    if not path:
+        return Home(REPOSITORY)
+    root, why = absolute(path), ""
+    try:
         there = next(each for each in (root, *root.parents) if each.exists())
-        if path and not there.is_dir():
-            which = "" if there == root else f"{there} "
-            raise UsageError(
-                f"LLAMA_PIPELINE_HOME={path}: {which}is no folder", "name one, or unset it"
-            )
+        if not there.is_dir():
+            why = "is no folder" if there == root else f"{there} is no folder"
+    except OSError as error:  # a name that is too long, or a closed folder above
+        why = str(error.strerror)
+    if why:
+        raise UsageError(f"LLAMA_PIPELINE_HOME={path}: {why}", "name a folder, or unset it")
     return Home(root)
 
 

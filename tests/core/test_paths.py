@@ -106,6 +106,9 @@ def test_a_file_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*home: .*file is no folder"):
         paths.home()
+    monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / ("x" * 300)))
+    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*x: File name too long"):
+        paths.home()
 
 
 def test_the_repository_is_the_home_by_default() -> None:
