@@ -15,7 +15,7 @@ from pipeline.core.errors import PipelineError, UsageError
 from pipeline.core.paths import Home
 from pipeline.models import checkpoint, repository
 from pipeline.models.checkpoint import INDEX
-from pipeline.models.choice import Option
+from pipeline.models.choice import NoSuchQuant, Option
 from pipeline.models.gguf import Header
 from pipeline.models.hub import Listing
 from pipeline.models.reference import FileFilter
@@ -153,14 +153,14 @@ def test_both_kinds_gguf_where_the_quant_is_there(filters: dict[str, str], kind:
 def test_a_quant_that_nothing_makes_is_not_converted_to() -> None:
     """Only its uploader has UD-Q4_K_XL; llama-quantize knows no such type."""
     for quant in ("UD-Q4_K_XL", "Q6_K_L", "Q4"):
-        error = refused(*GGUF, *TENSORS, kind=UsageError, quant=quant)
+        error = refused(*GGUF, *TENSORS, kind=NoSuchQuant, quant=quant)
         assert f"no GGUF with the quant {quant}" in error
         assert all(name in error for name in GGUF)
 
 
 def test_no_mix_is_made_of_files_that_are_quantized() -> None:
     for quant in ("4.8BPW", "3GIB", "FIT"):
-        error = refused(*GGUF, kind=UsageError, quant=quant)
+        error = refused(*GGUF, kind=NoSuchQuant, quant=quant)
         assert f"no GGUF with the quant {quant}" in error
         assert all(name in error for name in GGUF)
     # One that is named is not taken for a mix, though its name tells no quant.
