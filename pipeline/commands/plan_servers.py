@@ -128,6 +128,7 @@ def changes(servers: Servers) -> None:
     """Print what `up` would start, keep, restart and stop. Raises PipelineError."""
     at, names = servers.at, servers.requested.names
     rows = control.changes(at, control.merged(at, planned_here(servers), names))
+    control.warn_of_outdated(at)
     if servers.request.json:
         print(json.dumps([{"name": name, "change": change} for name, change in rows]))
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from . import address
 
@@ -160,6 +161,13 @@ class Server(Keeping, frozen=True, kw_only=True):
     def shown_url(self) -> str:
         """The URL for people."""
         return address.shown(self.host, self.port, self.prefix, tls=self.tls)
+
+    def is_as(self, other: Server | None) -> bool:
+        """Whether both run alike. The desired state that an older version of the pipeline wrote
+        lacks `contents`: that alone is no difference."""
+        if other and not (self.contents and other.contents):
+            other = replace(other, contents=self.contents)
+        return self == other
 
     def as_json(self) -> dict[str, Any]:
         """What `plan` shows and the supervisor reads; `msgspec.convert` is the inverse."""

@@ -75,7 +75,7 @@ def changes(at: Folder, wanted: DesiredState) -> list[tuple[str, str]]:
         if name not in running:
             actions.append((name, "start" if server.start == BOOT else "start on demand"))
         else:
-            actions.append((name, "keep" if old.get(name) == server else "restart"))
+            actions.append((name, "keep" if server.is_as(old.get(name)) else "restart"))
     removed = [name for name in statuses_of(state) if name in running and name not in new]
     return actions + [(name, "stop") for name in removed]
 
@@ -98,6 +98,7 @@ def up(
     """
     with alone(at.path / "up.lock", "another `up` of this configuration is running"):
         wanted = _publish(at, wanted, names)
+        warn_of_outdated(at)
         state = living(at)
         if state and (variables := missing(state.pid, wanted.instances)):
             log.info(
@@ -112,6 +113,16 @@ def up(
                 f"{doitw('down')} stops it"
             )
             raise
+
+
+def warn_of_outdated(at: Folder) -> None:
+    """Say that the running supervisor is of an older version of this project, if it is."""
+    state = living(at)
+    if state and state.is_outdated:
+        log.info(
+            "warning: the running supervisor was started by an older version of this project and "
+            f"ignores what is new; to replace it, with its servers: {doitw('down')}, then up"
+        )
 
 
 def run_foreground(

@@ -96,6 +96,13 @@ class State(Struct, frozen=True, kw_only=True):
     started: Time
     asked: int  # the newest DesiredState that it has read
     instances: tuple[ServerStatus, ...] = ()
+    reads: tuple[str, ...] = ()  # the fields of Server that it knows; an old one does not say
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an older version wrote it, whose supervisor ignores a part of what `up` writes
+        now."""
+        return not {*Server.__struct_fields__} <= {*self.reads}
 
 
 class Folder(Struct, frozen=True):

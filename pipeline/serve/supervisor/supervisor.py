@@ -28,6 +28,7 @@ from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
 from pipeline.serve import served
 from pipeline.serve.logfile import Log
+from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker, slots
@@ -69,7 +70,12 @@ class Supervisor:
         self._wanted_stamp: Stamp = None
         self._written: tuple[State, Stamp] | None = None
         self._next_reaper = 0.0
-        self._own_state = State(pid=os.getpid(), started=marker.start_time(os.getpid()), asked=0)
+        self._own_state = State(
+            pid=os.getpid(),
+            started=marker.start_time(os.getpid()),
+            asked=0,
+            reads=Server.__struct_fields__,
+        )
         self._lock = at.lock.stat().st_ino
 
     def run(self) -> None:
@@ -146,7 +152,7 @@ class Supervisor:
         had ended is started again on a new request."""
         wanted = servers_of(self.wanted)
         for name, runner in self.runners.items():
-            if runner.instance != wanted.get(name):
+            if not runner.instance.is_as(wanted.get(name)):
                 runner.stop(now)
             elif runner.status.asked != self.wanted.asked:
                 runner.request_again(self.wanted.asked)

@@ -783,7 +783,7 @@ def test_the_foreground_killed_or_taken_down(servers: Servers, tmp_path: Path) -
 def test_the_state_is_what_the_contract_says(servers: Servers, tmp_path: Path) -> None:
     servers.up(stand_in(tmp_path, "a"))
     told = json.loads(servers.at.state.read_text())
-    assert set(told) == {"pid", "started", "asked", "instances"}
+    assert set(told) == {"pid", "started", "asked", "instances", "reads"}
     assert told["instances"] == [asdict(servers.state()["a"])]
     servers.up(*servers.instances)
     assert json.loads(servers.at.state.read_text())["asked"] > told["asked"]
