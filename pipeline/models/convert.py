@@ -34,6 +34,12 @@ NO_TOKENIZER = (
     "it has no tokenizer (tokenizer.json, tokenizer.model and others): put the files of the model "
     "that it was made from beside the weights; "
 )
+# Which files were chosen is kept, also over an update of this project that chooses more.
+NO_TOKENIZER_CHOSEN = (
+    "no tokenizer (tokenizer.json, tokenizer.model and others) was chosen of its repository: "
+    "refresh=1 looks there again; if it has none, download it, and put the files of the model that "
+    "it was made from beside the weights; "
+)
 BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 
 
@@ -238,7 +244,8 @@ def failed(conversion: Conversion, status: int, log: Path) -> PipelineError:
     else:
         has_words = any(re.search(TOKENIZER, file.name) for file in resolved.files)
         is_whole = has_words or resolved.base is not None  # an adapter has none
-        hint = f"{'' if is_whole else NO_TOKENIZER}the whole log is {log}"
+        why = NO_TOKENIZER_CHOSEN if resolved.source.get("type") == "hf" else NO_TOKENIZER
+        hint = f"{'' if is_whole else why}the whole log is {log}"
     files = (contents.local(resolved.folder / file.name, file.name) for file in resolved.files)
     code = foreign_code.classes(files)
     message = f"{conversion.title} could not be converted (status {status}):\n{last_lines(log)}"

@@ -18,10 +18,21 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 from pipeline.core.pins import pins
 from pipeline.core.store import receipts
-from pipeline.models import convert, converter, quantize, staging
+from pipeline.models import convert, converter, quantize, resolve, staging
 from pipeline.models.convert import Conversion
 from pipeline.models.quantize import Quantization
 from pipeline.models.resolve import ModelFile, Resolved
+
+# As a version wrote it that did not look into the folder tokenizer/.
+OLD_ANSWER = """{"kind": "safetensors", "name": "words", "slug": "org__words__0035d9d96da9",
+"folder": "source/org__words__0035d9d96da9", "local": false, "source": {"type": "hf",
+"ref": "org/words", "revision": "0035d9d96da99298ddd4a154a15ef20c3c25652f"}, "files": [
+{"name": "config.json", "size": 509, "sha256": "",
+"blob": "d79f58d0f4273f1f6133fd5997ba9acb2f867184"},
+{"name": "model.safetensors", "size": 2888368,
+"sha256": "e7fffc55ca72cfc4a1fcdedf58bc3128a1a723444c47907e5020218bea979fc8",
+"blob": "fa4ccc14a518f9c5feb27edc692660d6fa0e2596"}], "precision": "BF16", "mmproj": "",
+"architecture": "LlamaForCausalLM", "encoder": "", "why": "", "base": null, "base_name": ""}"""
 
 
 @pytest.fixture
@@ -75,6 +86,24 @@ def test_a_model_without_a_tokenizer_is_told_so(
     of_adapter = replace(without.resolved, base=conversion.resolved)
     error = convert.failed(replace(without, resolved=of_adapter), 1, log)
     assert error.hint == f"the whole log is {log}"
+
+
+def test_a_tokenizer_that_an_older_version_did_not_choose_is_found_by_refresh(
+    conversion: Conversion, tmp_path: Path
+) -> None:
+    """What was chosen of a repository stays chosen, so an update alone does not help."""
+    stored = tmp_path / "resolved" / "org__words__f96c7db29e2c.json"
+    stored.parent.mkdir()
+    stored.write_text(OLD_ANSWER)
+    resolved = resolve.stored(stored)
+    assert resolved and resolved.source["revision"] and len(resolved.files) == 2
+    log = tmp_path / "x.log"
+    log.write_text("ValueError: Couldn't instantiate the backend tokenizer from one of:")
+    resolved.folder.mkdir(parents=True)
+    for file in resolved.files:
+        (resolved.folder / file.name).write_text("{}")
+    error = convert.failed(replace(conversion, resolved=resolved), 1, log)
+    assert "refresh=1 looks there again" in error.hint and str(log) in error.hint
 
 
 @pytest.mark.parametrize(
