@@ -42,6 +42,11 @@ class Flag(Struct, frozen=True):
     help: str = ""  # what it is for
 
     @property
+    def plain_names(self) -> set[str]:
+        """All of them, without their dashes."""
+        return {name.lstrip("-") for name in self.names}
+
+    @property
     def takes(self) -> int:
         """How many words of the command line it takes: two for the hint `START END`."""
         return len(self.value.split()) if WORDS.fullmatch(self.value) else 1

@@ -39,7 +39,7 @@ def errors(
     has_rpc = resolved.has(RPC)
     for name, value in expanded(resolved).items():
         flag = resolved.flags.get(name)
-        names = {each.lstrip("-") for each in flag.names}.intersection(asked) if flag else set()
+        names = flag.plain_names.intersection(asked) if flag else set()
         if not names or (has_rpc and names & OF_THE_MACHINE):
             continue
         if isinstance(value, bool) or wrong_value(name, value, flag):

@@ -146,7 +146,7 @@ def _wrong_file(
 ) -> str:
     """Why the option does not take the file or folder `path`; empty where it does."""
     flag = resolved.flags.get(name)
-    names = {each.lstrip("-") for each in flag.names} if flag else {name}
+    names = flag.plain_names if flag else {name}
     may_be_folder = flag is not None and flag.value in FOLDERS and not names & FILE_PATHS
     with suppress(OSError):  # the name is too long, or a folder above it closed
         if may_be_folder and path.is_file():

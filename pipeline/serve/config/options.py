@@ -107,7 +107,7 @@ def resolve(
 def _same_option(name: str, names: Iterable[str], flags: Mapping[str, Flag]) -> list[str]:
     """Those of `names` that are other names of one option, where its last value alone counts."""
     flag = flags.get(name)
-    if flag is None or not ADDED_UP.isdisjoint(word.lstrip("-") for word in flag.names):
+    if flag is None or flag.plain_names & ADDED_UP:
         return []
     same = [other for other in names if other != name and f"--{other}" in flag.names]
     return [other for other in same if other.startswith("no-") == name.startswith("no-")]

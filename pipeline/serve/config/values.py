@@ -126,7 +126,7 @@ AT_MOST = {"repeat-penalty": 1e38, "gpu-memory-utilization": 1.0}  # decimals ab
 def read(name: str, flag: Flag | None, value: Scalar) -> Scalar:
     """The value of an option as its program takes it. Without a flag only names that are listed
     here are checked. Raises ValueError with what is allowed."""
-    names = {name, *(each.lstrip("-") for each in flag.names)} if flag else {name}
+    names = {name, *(flag.plain_names if flag else ())}
     if "host" in names:
         return address.host(str(value))
     if "api-prefix" in names:
