@@ -17,7 +17,7 @@ from pipeline.serve.flags import RPC
 
 from .configuration import InstanceSpec, beside
 from .messages import shown
-from .options import LISTS, NO_RPC, ResolvedOptions, expanded, missing, words
+from .options import LISTS, NO_RPC, PATHS, ResolvedOptions, expanded, missing, words
 
 # Options that name a model, or make a router of the server.
 SOURCES = ("model", "model-url", "hf-repo", "docker-repo", "models-dir", "models-preset")
@@ -33,7 +33,7 @@ NO_TEMPLATE = (
 OPTIONS_IN_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
 VARIABLE = re.compile(r"\(env: (\w+)\)")  # in the help of an option
 AUTO_SLOTS = 4  # of llama-server without parallel
-FILES, FOLDERS = ("FNAME", "FILE", "JINJA_TEMPLATE_FILE"), ("PATH", "DIR")  # hints
+FOLDERS = ("PATH", "DIR")  # hints
 FILE_PATHS = {"ui-config-file", "mcp-servers-config", "models-preset"}  # files, whatever the hint
 LOADED = {"model", "mmproj", "lora", "control-vector", "spec-draft-model"}  # GGUFs
 SCALED = "FNAME:SCALE,..."
@@ -254,7 +254,7 @@ def _inputs(resolved: ResolvedOptions) -> Iterator[tuple[str, str]]:
     for name, value in resolved.spec.server.items():
         flag = resolved.flags.get(name)
         hint = "FNAME" if name in ("model", "mmproj") else flag.value if flag else ""
-        if name in WRITTEN or isinstance(value, bool) or hint not in (*FILES, *FOLDERS, SCALED):
+        if name in WRITTEN or isinstance(value, bool) or hint not in (*PATHS, SCALED):
             continue
         for item in map(str, value if isinstance(value, list) else [value]):
             for text in item.split(",") if name in LISTS else [item]:

@@ -385,7 +385,7 @@ def _unknown(resolved: ResolvedOptions, key: str) -> str:
     new = synonyms.RENAMED.get(name, "") if is_llama else ""
     if new.replace("_", "-") in resolved.flags:
         return f": {resolved.program} has no --{name} any more; use {new}"
-    is_typed = resolved.spec.at(f"server.{key}").endswith("=")
+    is_typed = resolved.spec.is_typed(f"server.{key}")
     return f": {resolved.program} has no --{name}{_instead(resolved, name, is_typed=is_typed)}"
 
 
