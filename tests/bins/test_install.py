@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Doit
+from conftest import REPOSITORY, Doit
 from disks import disk
 from kills import Kills
 
@@ -31,7 +31,6 @@ from pipeline.core.paths import Home
 from pipeline.core.store import receipts
 from pipeline.core.store.publish import part
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 Files = Mapping[str, bytes | str]
 

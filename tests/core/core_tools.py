@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from conftest import REPOSITORY
 
 # Put before a child's script: the kernel answers renameat2 as one that never heard of it does.
 NO_RENAMEAT2 = """
@@ -59,22 +56,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return err
-
-
-def wait_for(question: Callable[[], Any]) -> None:
-    """Return once the answer is true; long enough for a slow machine."""
-    end = time.monotonic() + 120
-    while not question():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended, be it that nobody has asked how."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def names(folder: Path) -> list[str]:

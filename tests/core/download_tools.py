@@ -8,7 +8,7 @@ import random
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,10 @@ class Site:
         return sum(entry["sent"] for entry in self.running.log() if entry["path"].endswith(name))
 
 
-@contextmanager
-def site_of_files(root: Path) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site with some files of SIZE bytes, a long one, a small one and an empty one."""
+    root = tmp_path_factory.mktemp("hub")
     folder = root / "org" / "model"
     folder.mkdir(parents=True)
     chance = random.Random(1)
@@ -65,6 +66,13 @@ def site_of_files(root: Path) -> Iterator[Site]:
         with urllib.request.urlopen(f"{running.endpoint}/api/models/org/model") as answer:
             commit = json.load(answer)["sha"]
         yield Site(running, folder, commit)
+
+
+@pytest.fixture
+def site(served: Site) -> Site:
+    """The same, with no faults and an empty log."""
+    served.running.control(reset=True, clear_log=True)
+    return served
 
 
 def downloads(client: httpx2.Client, **options: Any) -> Downloads:

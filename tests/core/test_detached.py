@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from core_tools import child, gone, wait_for
+from conftest import wait_for
+from core_tools import child
+from supervisor_tools import lives
 
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
@@ -40,7 +42,7 @@ def test_it_outlives_us_and_hears_of_our_end(tmp_path: Path) -> None:
             starter.kill()
             starter.wait()
             wait_for(lambda: log.read_text() == "0\n")
-            assert not gone(pid)
+            assert lives(pid)
         finally:
             os.kill(pid, 9)
 
@@ -69,7 +71,7 @@ def test_who_holds_the_pipe_does_not_hold_us(
         pid, *said = process.lines_of(begun)
         try:
             assert said in (["said"], [])
-            assert not gone(int(pid))
+            assert lives(int(pid))
         finally:
             os.kill(int(pid), 9)
 

@@ -3,14 +3,13 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from core_tools import wait_for
+from conftest import wait_for
 from download_tools import (
     SIZE,
     Site,
@@ -18,25 +17,14 @@ from download_tools import (
     downloads,
     fetch,
     journal,
-    site_of_files,
 )
+from download_tools import served as served
+from download_tools import site as site
 
 from pipeline.core.download import Content, Location, read_range, remote
 from pipeline.core.download.answers import retry_after
 from pipeline.core.download.partial import runs
 from pipeline.core.errors import PipelineError
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_of_files(tmp_path_factory.mktemp("hub")) as site:
-        yield site
-
-
-@pytest.fixture
-def site(served: Site) -> Site:
-    served.running.control(reset=True, clear_log=True)
-    return served
 
 
 def test_a_file_arrives_and_its_sha256_is_told(site: Site, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from core_tools import REPOSITORY, child, finish, gone, line, wait_for
+from conftest import REPOSITORY, wait_for
+from core_tools import child, finish, line
 from disks import disk
+from supervisor_tools import lives
 
 from pipeline.core import process
 from pipeline.core.errors import PipelineError
@@ -148,7 +150,7 @@ def test_capture_of_what_hangs_ends(tmp_path: Path) -> None:
     """Also where a grandchild keeps the pipe open."""
     script = f"echo $$ >{tmp_path / 'pid'}; sleep 30 & wait"
     assert process.capture(["/bin/sh", "-c", script], timeout=2) is None
-    assert gone(int((tmp_path / "pid").read_text()))
+    assert not lives(int((tmp_path / "pid").read_text()))
 
 
 def test_attached(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -196,12 +198,12 @@ def die_and_see(parent: subprocess.Popen[str]) -> None:
     """Kill the parent outright; its child, whose number it printed, must end too."""
     pid, up = line(parent).split()
     assert up == "up"
-    assert not gone(int(pid))
+    assert lives(int(pid))
     parent.kill()
     try:
-        wait_for(lambda: gone(int(pid)))
+        wait_for(lambda: not lives(int(pid)))
     finally:
-        if not gone(int(pid)):
+        if lives(int(pid)):
             os.kill(int(pid), signal.SIGKILL)
 
 
@@ -308,7 +310,7 @@ def test_run_ends_its_program_when_it_is_interrupted(tmp_path: Path) -> None:
     script = "import os, time; print(os.getpid()); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
         process.run(python(script), log=tmp_path / "log", on_line=interrupt)
-    assert gone(pid[0])
+    assert not lives(pid[0])
     assert str(pid[0]) in (tmp_path / "log").read_text()
 
 
@@ -342,7 +344,7 @@ def test_a_group_of_zombies_is_empty() -> None:
         first.wait()
         assert not stop.group_is_empty(first)
         last.kill()
-        wait_for(lambda: gone(last.pid))
+        wait_for(lambda: not lives(last.pid))
         assert stop.group_is_empty(first)
 
 
@@ -360,7 +362,7 @@ def test_a_program_that_says_nothing_is_killed_with_its_children(tmp_path: Path)
     shell = ["/bin/sh", "-c", "sleep 600 & echo $!; wait"]
     assert process.run(shell, log=log, on_line=heard.append, patience=2) != 0
     assert log.read_text().splitlines()[-1] == "killed: it had printed nothing for 2 s"
-    wait_for(lambda: gone(int(heard[0])))
+    wait_for(lambda: not lives(int(heard[0])))
 
 
 @posix
@@ -408,7 +410,7 @@ def test_what_a_thread_runs_ends_with_this_process(tmp_path: Path, pause: str) -
     subprocess.run(command, cwd=REPOSITORY, check=True)
     wait_for(lambda: bool((tmp_path / "pid").read_text()))
     pid = int((tmp_path / "pid").read_text())
-    wait_for(lambda: gone(pid))
+    wait_for(lambda: not lives(pid))
 
 
 # Of gdb and of glibc, which ggml prints after the reason.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from core_tools import REPOSITORY
+from conftest import REPOSITORY
 
 from pipeline.core.progress import AS_JSON, TransferRate, bar, duration, transfer
 

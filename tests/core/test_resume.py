@@ -6,11 +6,11 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from core_tools import finish, line, wait_for
+from conftest import wait_for
+from core_tools import finish, line
 from disks import disk
 from download_tools import (
     PIECE,
@@ -20,25 +20,14 @@ from download_tools import (
     fetch,
     journal,
     leave_partial,
-    site_of_files,
     start,
 )
+from download_tools import served as served
+from download_tools import site as site
 
 from pipeline.core.download import Content
 from pipeline.core.errors import PipelineError
 from pipeline.core.text import size as shown_size
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_of_files(tmp_path_factory.mktemp("hub")) as site:
-        yield site
-
-
-@pytest.fixture
-def site(served: Site) -> Site:
-    served.running.control(reset=True, clear_log=True)
-    return served
 
 
 def test_what_is_there_is_not_fetched_again(
