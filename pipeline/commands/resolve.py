@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -305,16 +306,14 @@ def _largest_mix(model: Model, room: int) -> tuple[str, str]:
     least, most = estimate.mix_limits(model, chain)
     of, low = estimate.unquantized(model, chain), round(100 * least)
 
-    def fits(hundredths: int) -> bool:
-        return estimate.least(model, of(f"{hundredths / 100:.2f}BPW"), room).fits
+    def is_too_large(hundredths: int) -> bool:
+        return not estimate.least(model, of(f"{hundredths / 100:.2f}BPW"), room).fits
 
-    high = max(low, min(round(100 * most), MOST_BITS))
-    if not fits(low):
-        return quants.parse(f"{low / 100:.2f}bpw"), "no mix fits the memory: the smallest there is"
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return quants.parse(f"{low / 100:.2f}bpw"), "the largest mix that fits the memory"
+    sizes = range(low, max(low, min(round(100 * most), MOST_BITS)) + 1)
+    fitting = bisect_left(sizes, True, key=is_too_large)
+    none = "no mix fits the memory: the smallest there is"
+    why = "the largest mix that fits the memory" if fitting else none
+    return quants.parse(f"{sizes[max(0, fitting - 1)] / 100:.2f}bpw"), why
 
 
 def _best_quant(model: Model, room: int) -> tuple[str, str]:
