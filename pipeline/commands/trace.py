@@ -254,7 +254,7 @@ def _sources(entry: Entry, files: Mapping[str, str], home: Home, slug: str) -> I
         yield _digested(name, identity, uri, known.sha256 if known and is_same else "")
     if kind == "package":
         for pinned in pins().demos.values():
-            if ref == f"{pinned.archive.package}=={pinned.archive.version}":
+            if ref == pinned.archive.requirement:
                 digest = f"sha256:{pinned.archive.sha256}"
                 yield _digested(WHEEL, digest, purl("pypi", package, version))
 

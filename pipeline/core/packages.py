@@ -99,8 +99,7 @@ class PackageFolder(Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> Path:
         """Where the folder is, or would be."""
-        digest = hashlib.sha256(repr(sorted(self.recipe.items())).encode()).hexdigest()[:12]
-        return paths.cache(self.home) / "-".join(filter(None, (self.name, self.version, digest)))
+        return cache_folder(self.home, self.recipe, self.name, self.version)
 
     def is_current(self) -> bool:
         """Whether the folder is complete."""
@@ -171,6 +170,12 @@ class PackageFolder(Struct, frozen=True, kw_only=True):
         receipts.invalidate(self.path / self.stamp)
 
 
+def cache_folder(home: paths.Home, recipe: Recipe, *names: str) -> Path:
+    """The folder in the cache of what `recipe` makes; it begins with these names."""
+    digest = hashlib.sha256(repr(sorted(recipe.items())).encode()).hexdigest()[:12]
+    return paths.cache(home) / "-".join(filter(None, (*names, digest)))
+
+
 def cached(archive: Archive, home: paths.Home) -> Path:
     """The archive's path in the cache, which all checkouts share."""
     return paths.cache(home) / "archives" / archive.sha256[:16] / archive.file
@@ -207,7 +212,7 @@ def fetch(archive: Archive, home: paths.Home, *, offline: bool = False) -> Path:
         folder = made.with_name(f"{made.name}.pip")
         remove(folder)  # left by a run that was killed
         folder.mkdir()
-        pin = f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n"
+        pin = f"{archive.requirement} --hash=sha256:{archive.sha256}\n"
         (folder / "pinned.txt").write_text(pin, encoding="utf-8")
         try:
             status = _pip(download_argv(archive, folder), folder, log)

@@ -24,6 +24,11 @@ class Archive(Struct, frozen=True, kw_only=True):
     sha256: str
     size: int
 
+    @property
+    def requirement(self) -> str:
+        """The package and its version, as pip names them."""
+        return f"{self.package}=={self.version}"
+
 
 class PinnedFile(Struct, frozen=True):
     """A file inside an archive."""

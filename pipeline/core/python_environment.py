@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import hashlib
 import platform
 import re
 import sys
@@ -17,7 +16,7 @@ from msgspec import Struct
 from . import network, paths
 from .errors import PipelineError
 from .log import info
-from .packages import LONGEST, pip_environment
+from .packages import LONGEST, cache_folder, pip_environment
 from .paths import Home
 from .process import WINDOWS, last_lines, run
 from .store import artifacts, hashing, receipts
@@ -73,8 +72,7 @@ class PythonEnvironment(Struct, frozen=True, kw_only=True):
     @property
     def folder(self) -> Path:
         """Its folder, which may not exist yet."""
-        digest = hashlib.sha256(repr(sorted(self.recipe.items())).encode()).hexdigest()[:12]
-        return paths.cache(self.home) / f"{self.name}-{digest}"
+        return cache_folder(self.home, self.recipe, self.name)
 
     @property
     def python(self) -> Path:

@@ -62,7 +62,7 @@ class StoredModel(Struct, frozen=True, kw_only=True):
         """The value of `model=` that makes it again."""
         ref = str(self.source.get("ref", ""))
         for text, pinned in pins().demos.items():
-            if ref == f"{pinned.archive.package}=={pinned.archive.version}":
+            if ref == pinned.archive.requirement:
                 return text
         return ref
 

@@ -152,7 +152,7 @@ def demo(text: str, home: Home) -> Resolved:
         slug=slug,
         folder=home.models / ("gguf" if pinned.kind == "gguf" else "source") / slug,
         local=False,
-        source={"type": "package", "ref": f"{archive.package}=={archive.version}"},
+        source={"type": "package", "ref": archive.requirement},
         files=tuple(ModelFile(n, f.size, f.sha256) for n, f in pinned.files.items()),
         precision=pinned.precision,
     )
