@@ -4,8 +4,6 @@ or an importance matrix of another model."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
 from pipeline.models import gguf, imatrix, quantize, text_length
@@ -21,13 +19,8 @@ def are_due(model: Model) -> bool:
     made = chain and chain.quantization
     is_chosen = bool(made and made.budget and made.types is None)
     matrix = made and made.imatrix
-    is_read = bool(matrix and (not imatrix.is_text(matrix) or text_may_be_short(matrix)))
+    is_read = bool(matrix and (not imatrix.is_text(matrix) or text_length.may_be_short(matrix)))
     return chain is not None and (is_chosen or is_read or model.request.has_limit)
-
-
-def text_may_be_short(matrix: Path) -> bool:
-    """Whether an importance matrix is computed from a text that may have too few tokens."""
-    return imatrix.is_text(matrix) and text_length.may_be_short(matrix)
 
 
 def require(model: Model) -> None:
@@ -49,10 +42,9 @@ def require(model: Model) -> None:
         quality_setup.require_long_enough(request, setup, source)
         quality.require_room(setup, header, quality.verdict_wants(bound, request.chunks))
     made = chain.quantization
-    reader = model.binaries.find("llama-perplexity")
     if made and made.imatrix and not imatrix.is_text(made.imatrix):
         imatrix.require_of(made.imatrix, source)
-    if made and made.imatrix and reader and text_may_be_short(made.imatrix):
+    elif made and made.imatrix and (reader := model.binaries.find("llama-perplexity")):
         text_length.require(reader, source, made.imatrix, "imatrix")
     if made and made.types is None and model.binaries.has("llama-quantize"):
         quantize.require_possible(made, source, model.binaries.program("llama-quantize"))

@@ -151,7 +151,8 @@ def convert(model: Model, *, is_named: bool = False) -> None:
             if is_due and (why != "" or is_named):
                 limit = None
                 if chain.quantization is None and model.request.has_limit:
-                    limit = _within_limit(model, lock.enter_context(unquantized(model, chain)))
+                    base = lock.enter_context(unquantized(model, chain))
+                    limit = quality_check.check(model, chain, base)
                 check = fits(model, model.base) if model.base else estimate.loads(model)
                 with _limited(made.target, limit, force=force):
                     conversions.make(made, model.home, force=force, check=_both(check, limit))
@@ -173,11 +174,6 @@ def _both(*checks: Check | None) -> Check:
             each(made)
 
     return check
-
-
-def _within_limit(model: Model, base: Path) -> Check | None:
-    """The check that a quant is good enough to be published; `base` is the unquantized GGUF."""
-    return quality_check.check(model, model.require_chain(), base)
 
 
 @contextmanager
@@ -245,7 +241,7 @@ def quantize(model: Model) -> None:
                 conversions.make(between, home, check=estimate.loads(model))
         if made.imatrix and not reads_text and made.input.exists():
             imatrix.require_of(made.imatrix, made.input)
-        limit = _within_limit(model, made.input) if limited else None
+        limit = quality_check.check(model, chain, made.input) if limited else None
         with _limited(made.target, limit, force=force):
             quantizations.make(
                 made,
