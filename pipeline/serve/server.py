@@ -144,6 +144,11 @@ class Server(Keeping, frozen=True, kw_only=True):
         return [path for path in paths if os.path.exists(path)]  # noqa: PTH110
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases, each once."""
+        return tuple(dict.fromkeys((self.name, *self.aliases)))
+
+    @property
     def model_name(self) -> str:
         """The name that clients ask for: the first alias, else its own."""
         return self.aliases[0] if self.aliases else self.name

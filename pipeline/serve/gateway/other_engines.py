@@ -52,9 +52,9 @@ def litellm_config(instances: Sequence[Server], settings: GatewaySettings) -> Li
     for instance in instances:
         if instance.api_key_file:
             key_files[_variable(instance)] = instance.api_key_file
-        names = dict.fromkeys((instance.name, *instance.aliases))
-        folded = {name.casefold() for name in names}
-        names |= {p: None for p, name in settings.models.items() if name.casefold() in folded}
+        folded = {name.casefold() for name in instance.names}
+        patterns = [p for p, name in settings.models.items() if name.casefold() in folded]
+        names = dict.fromkeys((*instance.names, *patterns))
         models += [_model(name, instance) for name in names]
     config: dict[str, Any] = {
         "model_list": models,
@@ -144,7 +144,7 @@ def _common_obstacles(instances: Sequence[Server]) -> Iterable[str]:
     ]
     if any(env != environments[0] for env in environments):
         yield "they have different environments"
-    names = Counter(name for instance in instances for name in {instance.name, *instance.aliases})
+    names = Counter(name for instance in instances for name in instance.names)
     for name, count in names.items():
         if count > 1:
             yield f"{count} of them are called {name}; a router allows one"

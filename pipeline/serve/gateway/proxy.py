@@ -32,7 +32,7 @@ from .connection import Connection
 from .counters import GENERATED, PROMPT, Counters, History, Recent, Tail, cut
 from .demand import Demand, awaited
 from .renaming import Rename, Renamed, rename_document, renaming
-from .request_body import RequestBody, parse_body, parse_query, read_body
+from .request_body import RequestBody, parse_body, read_body
 from .servers import ANY, CHAT, PATHS, Target, Targets, View, find, find_server, split_path
 from .settings import GatewaySettings
 from .upstream import EVENTS, UNBUFFERED, Answer, Keys, NoAnswer, forward, returned_headers
@@ -91,7 +91,7 @@ class Proxy:
             server, path = split_path(self.view.now(), f"{server}/{rest}")
             parsed = RequestBody(body)
         elif request.method == "GET":
-            parsed = parse_query(request)
+            parsed = RequestBody(b"", request.query_params.get("model") or None)
         else:
             parsed = parse_body(request.headers.get("content-type", ""), body)
         inspect = self.settings.inspect

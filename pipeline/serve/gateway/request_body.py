@@ -102,11 +102,6 @@ def parse_body(content_type: str, body: bytes) -> RequestBody:
     return parsed
 
 
-def parse_query(request: Request) -> RequestBody:
-    """The same for a request without a body."""
-    return RequestBody(b"", request.query_params.get("model") or None)
-
-
 def _parse_json(body: bytes) -> RequestBody:
     body_without_bom = body.removeprefix(BOM)
     _require_utf8(body_without_bom)

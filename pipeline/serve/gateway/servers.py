@@ -68,7 +68,7 @@ class Target(Struct, frozen=True, kw_only=True):
     @property
     def names(self) -> tuple[str, ...]:
         """Its name and its aliases."""
-        return tuple(dict.fromkeys((self.name, *self.instance.aliases)))
+        return self.instance.names
 
     @property
     def is_ready(self) -> bool:

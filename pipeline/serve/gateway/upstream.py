@@ -23,6 +23,7 @@ from pipeline.core.text import size
 from pipeline.serve.guard.refusal import Refused
 from pipeline.serve.guard.relay import connect
 from pipeline.serve.guard.request import MAX_HEADERS, MAX_LINE
+from pipeline.serve.health import FIRST_FINAL, MOST_BYTES
 from pipeline.serve.keys import keys_of
 from pipeline.serve.server import LLAMA_CPP
 from pipeline.serve.supervisor.state import Stamp, stamp
@@ -32,7 +33,6 @@ from .servers import Target, Targets, View
 
 CONNECT_SECONDS = 5.0
 ASK_SECONDS = 2.0  # for a server to answer a question of ours
-MOST_ASKED = 16 * 1024 * 1024  # bytes of that answer; the metrics of vLLM take some 100 kB
 # Bytes of an answer that are held until it is passed on. The longest are embeddings: those of a
 # request of 100 MB may take twice as much.
 MOST_HELD = 256 * 1024 * 1024
@@ -55,7 +55,6 @@ EVENTS = "text/event-stream"
 UNBUFFERED = (b"x-accel-buffering", b"no")
 LENGTHS = (b"content-length", b"transfer-encoding")
 OWN_HEADERS = 3  # that each request to a server has besides: host, connection, content-length
-FIRST_FINAL = 200  # the statuses below come before the answer
 PATH_SAFE = "/:@!$&'()*+,;=~"
 
 
@@ -163,9 +162,9 @@ class Answer(asyncio.Protocol):
         return b"".join(self._blocks)
 
     def _take(self) -> bytes:
-        blocks = b"".join(self._blocks)
+        kept = self.kept
         self._blocks.clear()
-        return blocks
+        return kept
 
     async def pass_to(self, write: Callable[[bytes], None]) -> None:
         """Write the body as it comes. Returns at its end."""
@@ -275,7 +274,7 @@ async def ask(
     """All of the server's answer to a question of our own. Raises NoAnswer."""
     try:
         async with asyncio.timeout(seconds):
-            answer = await _begin(target, "GET", path, headers, most=MOST_ASKED)
+            answer = await _begin(target, "GET", path, headers, most=MOST_BYTES)
             try:
                 await answer.ended.wait()
             finally:
