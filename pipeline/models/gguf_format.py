@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from operator import gt
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -220,6 +221,12 @@ TENSOR_RULES: tuple[tuple[Callable[[TensorInfo], bool], str], ...] = (
         "begins at byte {t.offset} of the data, not at {t.due}: tensors overlap or leave gaps",
     ),
 )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file starts as a GGUF does."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def start(reader: Reader) -> int:

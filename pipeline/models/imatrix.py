@@ -20,7 +20,7 @@ from pipeline.core.store import artifacts, stat_cache
 from pipeline.core.store.publish import require_disk
 
 from . import contents, gguf, tensor_errors, text_length, tools
-from .gguf_format import MAGIC
+from .gguf_format import is_gguf
 
 COPIES = 2  # of the weights in memory: repacked for the processor, and buffers
 # An encoder reads a chunk at once, and has no words to predict.
@@ -44,18 +44,16 @@ def is_text(path: Path) -> bool:
 def require_usable(path: Path) -> None:
     """Raise PipelineError where a file is neither a matrix nor a text to compute one from."""
     contents.require_real(path)
-    with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    if not start:
+    if not path.stat().st_size:
         raise UsageError(f"imatrix={path}: is empty")
-    if start == MAGIC and gguf.read(path).values.get("general.type") != "imatrix":
+    if is_gguf(path) and gguf.read(path).values.get("general.type") != "imatrix":
         raise UsageError(
             f"imatrix={path}: is a GGUF, and no importance matrix",
             "pass one that llama-imatrix wrote, or a text to compute it from",
         )
     if is_text(path):
         text_length.require_bytes(path, "imatrix")
-    elif start != MAGIC and not _is_older_matrix(path):
+    elif not is_gguf(path) and not _is_older_matrix(path):
         raise UsageError(
             f"imatrix={path}: is neither an importance matrix nor a text in UTF-8",
             "save the text as UTF-8, or pass a matrix that llama-imatrix wrote",
@@ -67,29 +65,30 @@ def require_of(path: Path, model: Path) -> None:
     the GGUF `model`: llama-quantize passes in silence over what a matrix does not know."""
     shapes = dict[str, list[int]]()
     first, *_ = [gguf.read(part, shapes) for part in gguf.shards(model)]
-    known, layers = _values(path), _layers(shapes)
-    named = [name for name in known if LAYER.search(name)]
-    why = ""
-    if strange := next((name for name in named if name not in shapes), ""):
-        why = f"it knows {strange}, which the model has not"
-    for name in () if why else named:
-        own = shapes[name][0] * math.prod(shapes[name][2:])
-        if known[name] != own:
-            why = why or f"it has {known[name]} values for {name}, the model needs {own}"
-    if not why and len(_layers(named)) < len(layers) - first.heads:
-        why = f"it knows {len(_layers(named))} of the {len(layers)} layers"
-    if why:
+    if why := _misfit(_values(path), shapes, first.heads):
         raise UsageError(
             f"imatrix={path}: was computed for another model: {why}",
             "pass the matrix of this model, or a text to compute it from",
         )
 
 
+def _misfit(known: Mapping[str, int], shapes: Mapping[str, list[int]], heads: int) -> str:
+    """Why a matrix with so many values for each tensor was computed for another model than one of
+    these shapes, `heads` of whose layers draft tokens; empty where it fits."""
+    named = [name for name in known if LAYER.search(name)]
+    if strange := next((name for name in named if name not in shapes), ""):
+        return f"it knows {strange}, which the model has not"
+    for name in named:
+        own = shapes[name][0] * math.prod(shapes[name][2:])
+        if known[name] != own:
+            return f"it has {known[name]} values for {name}, the model needs {own}"
+    found, layers = len(_layers(named)), len(_layers(shapes))
+    return f"it knows {found} of the {layers} layers" if found < layers - heads else ""
+
+
 def _values(path: Path) -> dict[str, int]:
     """How many values a matrix has for each tensor that it knows."""
-    with path.open("rb") as file:
-        is_gguf = file.read(len(MAGIC)) == MAGIC
-    if not is_gguf:
+    if not is_gguf(path):
         return {name: len(values) for name, values in tensor_errors.weights(path).items()}
     shapes = dict[str, list[int]]()
     gguf.read(path, shapes)

@@ -39,7 +39,7 @@ from . import (
     tools,
 )
 from .convert import Conversion
-from .gguf_format import MAGIC, padded
+from .gguf_format import is_gguf, padded
 from .quantize import Quantization
 from .quants import TENSOR_TYPES
 from .resolve import slug
@@ -68,13 +68,10 @@ def obstacle(quantization: Quantization, *, has_library: bool, has_limit: bool =
         return "a mix is chosen with the unquantized GGUF"
     if quantization.budget and not matrix:
         return "the importance matrix of a mix is computed with the unquantized GGUF"
-    if matrix:
-        with matrix.open("rb") as file:
-            is_gguf = file.read(len(MAGIC)) == MAGIC
-        if imatrix.is_text(matrix):
-            return "imatrix= is a text, and the unquantized GGUF has to read it"
-        if not is_gguf:
-            return "imatrix= has the older format"
+    if matrix and imatrix.is_text(matrix):
+        return "imatrix= is a text, and the unquantized GGUF has to read it"
+    if matrix and not is_gguf(matrix):
+        return "imatrix= has the older format"
     return ""
 
 

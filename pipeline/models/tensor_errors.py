@@ -237,11 +237,10 @@ def error(
 def weights(matrix: Path) -> dict[str, Sequence[float]]:
     """What an importance matrix says of each tensor: a weight for each column, of each expert.
     Raises PipelineError."""
-    with matrix.open("rb") as file:
-        if file.read(len(gguf_format.MAGIC)) == gguf_format.MAGIC:
-            found = _numbers(matrix)
-            return {n.removesuffix(SUMS): v.tolist() for n, v in found.items() if n.endswith(SUMS)}
-    return _of_older_format(matrix)
+    if not gguf_format.is_gguf(matrix):
+        return _of_older_format(matrix)
+    found = _numbers(matrix)
+    return {n.removesuffix(SUMS): v.tolist() for n, v in found.items() if n.endswith(SUMS)}
 
 
 def _of_older_format(matrix: Path) -> dict[str, Sequence[float]]:
