@@ -23,7 +23,7 @@ from pipeline.models.gguf import Header
 from pipeline.models.memory import MARGIN
 from pipeline.report import bandwidth, served_speed, tuning, tuning_axes, tuning_bench
 from pipeline.report.figures import Estimate
-from pipeline.report.tuned import Runs, TuneResult, drop, load, runs_of, save, sweep
+from pipeline.report.tuned import Conditions, Runs, TuneResult, drop, load, runs_of, save, sweep
 from pipeline.report.tuning import SearchResult
 from pipeline.report.tuning_axes import DECODE, PROMPT, THREADS_BATCH, UBATCH, Axis
 from pipeline.report.tuning_bench import Bench
@@ -44,8 +44,8 @@ BUSY = 0.15  # share of the processors that other programs use, above which it i
 
 
 class TuneTask(Struct, frozen=True, kw_only=True):
-    """What is tuned: the model's file, and its server with the defaults. `path` is where the result
-    is kept."""
+    """What is tuned: the model's file, and its server with the defaults. `key` is what the result
+    is valid for."""
 
     model: Model
     file: Path
@@ -53,7 +53,12 @@ class TuneTask(Struct, frozen=True, kw_only=True):
     server: Server
     options: ResolvedOptions
     cards: int
-    path: Path
+    key: Conditions
+
+    @property
+    def path(self) -> Path:
+        """Where the result is kept."""
+        return self.key.place(self.model.home.run)
 
     @property
     def given(self) -> dict[str, str]:
@@ -99,7 +104,7 @@ def prepared(original: Model) -> TuneTask:
         server=replace(server, log_file=str(model.home.logs / f"tune-{port}.log"), guard=False),
         options=typed,
         cards=len(summary.seen_devices(model.programs, server)),
-        path=tuned.key(model, tuned.digest(model, file), typed).place(model.home.run),
+        key=tuned.key(model, tuned.digest(model, file), typed),
     )
 
 
@@ -143,7 +148,7 @@ def measured(task: TuneTask) -> TuneResult:
     speeds = found.speeds if chosen else found.default_speeds
     decode = speeds.get(DECODE, 0.0)
     result = TuneResult(
-        key=tuned.key(task.model, tuned.digest(task.model, task.file), task.options),
+        key=task.key,
         options=options,
         given=task.given,
         ratio=ratio,
