@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import Home
 
-from . import checkpoint, contents, gguf, kinds, resolve, safetensors
+from . import checkpoint, contents, gguf, kinds, resolve, safetensors, staging
 
 Shapes = Mapping[str, list[int]]
 
@@ -196,8 +196,7 @@ def scale_by_root(config: Path) -> None:
     values = json.loads(config.read_bytes())
     if values.get("use_rslora"):
         values["lora_alpha"] *= math.sqrt(values["r"])
-        config.unlink()  # it may be a link
-        config.write_text(json.dumps(values), encoding="utf-8")
+        staging.replace_json(config, values)
 
 
 # Whether it fits its model

@@ -87,8 +87,7 @@ def prefer_template_file(folder: Path) -> None:
     with contextlib.suppress(ValueError, RecursionError):  # the converter says it
         values = json.loads(config.read_bytes())
         if isinstance(values, dict) and values.pop("chat_template", None) is not None:
-            config.unlink()  # it may be a link to the user's file
-            config.write_text(json.dumps(values), encoding="utf-8")
+            replace_json(config, values)
 
 
 def stage_config(files: Mapping[str, Path], into: Path) -> None:
@@ -98,8 +97,13 @@ def stage_config(files: Mapping[str, Path], into: Path) -> None:
     config = into / "config.json"
     values = json.loads(config.read_bytes())
     if values.pop("quantization_config", None) is not None:
-        config.unlink()  # it may be a link to the user's file
-        config.write_text(json.dumps(values), encoding="utf-8")
+        replace_json(config, values)
+
+
+def replace_json(file: Path, values: Mapping[str, Any]) -> None:
+    """Write other values in the place of a staged file, which may be a link to the user's."""
+    file.unlink()
+    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def beside(name: str, data: bytes, weights: int) -> bytes:
