@@ -151,7 +151,7 @@ def document(candidates: Candidates) -> dict[str, Any]:
 def no_other_run(home: Home) -> Iterator[None]:
     """Remove files in the block, while no run begins. Raises PipelineError where one is active."""
     with disk_errors(home.root), active.removing(home.run):
-        require_no_run([run.command for run in active.others(home.run) if run.files is None])
+        require_no_run(active.preparing(home.run))
         yield
 
 

@@ -62,10 +62,10 @@ class Uses(Struct, frozen=True, kw_only=True):
 def find(session: Session, stored: OnDisk) -> Uses:
     """Who uses what. Raises UsageError where a configuration or a pipeline.lock cannot be read:
     then nobody knows what it asks for."""
-    runs = active.others(session.home.run)
+    under_way = active.preparing(session.home.run)  # before the files of those that are prepared
     return Uses(
         uses=(*running(session.home), *_named(session, stored), *_locked(session, stored)),
-        under_way=tuple(run.command for run in runs if run.files is None),
+        under_way=under_way,
     )
 
 

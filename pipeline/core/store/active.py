@@ -62,6 +62,11 @@ def others(folder: Path) -> list[ActiveRun]:
     return [run or unknown for file, run in runs if run or file.exists()]
 
 
+def preparing(folder: Path) -> tuple[str, ...]:
+    """The command lines of the other runs that may need any file."""
+    return tuple(run.command for run in others(folder) if run.files is None)
+
+
 def killed(folder: Path) -> list[Path]:
     """What the records of runs have left that were killed: files whose process is gone."""
     files = [] if not (active := _active(folder)).is_dir() else [*active.iterdir()]
