@@ -212,9 +212,9 @@ def require_watchable(servers: Servers) -> None:
     if requested.background is False or requested.dry_run:
         other = "dry_run=1" if requested.dry_run else "background=0"
         raise UsageError(f"watch=1 and {other} contradict each other", "leave one out")
-    if servers.is_overridden:
+    if servers.set_overrides:
         raise UsageError(
-            f"watch=1: {servers.is_overridden} is set, and only the file is followed",
+            f"watch=1: {', '.join(servers.set_overrides)} is set, and only the file is followed",
             "write it into the file",
         )
 

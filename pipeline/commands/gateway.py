@@ -60,7 +60,7 @@ def _program_words(servers: Servers) -> tuple[str, ...]:
 
 def _takes_in_all(servers: Servers) -> bool:
     """Whether `up` of the file alone would start what is prepared later."""
-    return servers.configuration.master.instances == tables.MODELS and not servers.is_overridden
+    return servers.configuration.master.instances == tables.MODELS and not servers.set_overrides
 
 
 def ready(servers: Servers) -> gateways.GatewaySettings:

@@ -80,9 +80,8 @@ class Servers:
         except PipelineError as error:
             self._error = error
         # There may be keys in it: no server inherits them.
-        set_ones = tuple(name for name in OVERRIDES.values() if os.environ.pop(name, "").strip())
-        self.is_overridden = ", ".join(set_ones)
-        self.set_overrides = set_ones
+        names = OVERRIDES.values()
+        self.set_overrides = tuple(name for name in names if os.environ.pop(name, "").strip())
 
     @property
     def configuration(self) -> Configuration:

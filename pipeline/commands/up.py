@@ -193,9 +193,9 @@ def serve(servers: Servers) -> None:
 
 def systemd(servers: Servers) -> None:
     """Print a unit of systemd that keeps the configuration up. Raises PipelineError."""
-    if servers.is_overridden:
+    if servers.set_overrides:
         raise UsageError(
-            f"{servers.is_overridden} is set: a unit cannot hold it",
+            f"{', '.join(servers.set_overrides)} is set: a unit cannot hold it",
             "write it into the file",
         )
     requested, configuration = servers.requested, servers.configuration
