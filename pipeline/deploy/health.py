@@ -61,9 +61,9 @@ def resting(at: Folder) -> set[str]:
 
 def _with_states(at: Folder) -> list[tuple[Server, str]]:
     """The servers of a configuration, each with its state; empty where that is not known."""
-    wanted, actual = state.read_wanted(at), state.read_state(at)
-    states = {x.name: x.state for x in actual.instances} if actual else {}
-    return [(x, states.get(x.name, "")) for x in wanted.instances] if wanted else []
+    wanted, statuses = state.read_wanted(at), state.statuses_of(state.read_state(at))
+    states = {name: status.state for name, status in statuses.items()}
+    return [(x, states.get(name, "")) for name, x in state.servers_of(wanted).items()]
 
 
 def _named(name: str, **address: Any) -> Server:
