@@ -36,6 +36,7 @@ from .manifests import (
     mount,
     one_at_a_time,
     probe,
+    scraped,
     service_port,
     unprivileged,
 )
@@ -212,12 +213,7 @@ def _pod(gateway: Gateway, options: Options) -> dict[str, Any]:
     return {
         "metadata": {
             "labels": {**gateway.labels, **CLIENT},
-            "annotations": {
-                "llama-pipeline/config": checksum,
-                "prometheus.io/scrape": "true",
-                "prometheus.io/port": str(port),
-                "prometheus.io/path": "/metrics",
-            },
+            "annotations": {"llama-pipeline/config": checksum, **scraped(port, "/metrics")},
         },
         "spec": {
             **ISOLATED,

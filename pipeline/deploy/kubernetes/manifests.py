@@ -205,26 +205,33 @@ def _each_pod(metric: str, value: int) -> dict[str, Any]:
 
 def _pod(workload: Workload, options: Options, checksum: str) -> dict[str, Any]:
     """The pod's template. `checksum` changes with what is mounted, so that pods start anew."""
-    port = str(workload.instance.port)
+    port, path = workload.instance.port, f"{workload.instance.prefix}/metrics"
     return {
         "metadata": {
             "labels": workload.all_labels,
             "annotations": {
                 "llama-pipeline/config": checksum,
                 "llama-pipeline/instance": workload.instance.name,
-                "prometheus.io/scrape": "true",
-                "prometheus.io/port": port,
-                "prometheus.io/path": f"{workload.instance.prefix}/metrics",
+                **scraped(port, path),
             },
         },
         "spec": {
             **ISOLATED,
-            "securityContext": unprivileged(workload.instance.port),
+            "securityContext": unprivileged(port),
             "terminationGracePeriodSeconds": DRAIN + math.ceil(workload.instance.stop_timeout) + 5,
             **({"initContainers": [_prepare(workload, options)]} if workload.prepare else {}),
             "containers": [_server(workload, options)],
             "volumes": [{"name": name, **volume} for name, _, _, volume in _volumes(workload)],
         },
+    }
+
+
+def scraped(port: int, path: str) -> dict[str, str]:
+    """The annotations by which Prometheus finds a pod's metrics."""
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": path,
     }
 
 
@@ -355,7 +362,7 @@ def _volumes(workload: Workload) -> Volumes:
     if workload.has_claim:
         claim = {"persistentVolumeClaim": {"claimName": workload.claim}}
         volumes.append(("data", DATA, is_llama, claim))
-    volumes.append(("tmp", "/tmp", False, {"emptyDir": {}}))  # noqa: S108
+    volumes.append(("tmp", HOME, False, {"emptyDir": {}}))
     if workload.model_image:
         image = {"reference": workload.model_image, "pullPolicy": "IfNotPresent"}
         volumes.append(("models", MODELS, True, {"image": image}))
