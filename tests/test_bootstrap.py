@@ -20,11 +20,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from conftest import REPOSITORY
 from disks import locks_that_do_not_work as locks_that_do_not_work
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="doitw.cmd is for Windows")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 BASE_PYTHON = Path(os.path.realpath(sys.executable))
 DOIT = """
 import json, os, sys

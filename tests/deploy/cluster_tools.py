@@ -236,6 +236,13 @@ class Writer:
         return "".join(path.read_text("utf-8") for path in sorted(self.out.iterdir()))
 
 
+@pytest.fixture
+def write(bare: Doit, tmp_path: Path) -> Writer:
+    at = tmp_path / "a folder"
+    at.mkdir()
+    return Writer(bare, at)
+
+
 def server_of(found: Documents, name: str = "chat") -> dict[str, Any]:
     inside = of(found, "Deployment", name)["spec"]["template"]["spec"]
     return inside["containers"][0]  # type: ignore[no-any-return]

@@ -32,6 +32,7 @@ from cluster_tools import (
     require_sound,
     server_of,
 )
+from cluster_tools import write as write
 from conftest import REPOSITORY, Doit, free_port, wait_for
 from fakes import hub
 
@@ -228,13 +229,6 @@ def test_the_page_holds_what_a_cluster_takes() -> None:
 
 
 # What the command line and the file can say
-
-
-@pytest.fixture
-def write(bare: Doit, tmp_path: Path) -> Writer:
-    at = tmp_path / "a folder"
-    at.mkdir()
-    return Writer(bare, at)
 
 
 def test_a_model_that_is_on_the_volume_needs_no_preparing(write: Writer) -> None:

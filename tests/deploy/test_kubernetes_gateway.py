@@ -32,6 +32,7 @@ from cluster_tools import (
     require_valid_crds,
     server_of,
 )
+from cluster_tools import write as write
 from conftest import Doit, free_port, wait_for
 from gateway_tools import NO_TLS, UPSTREAM, reached
 
@@ -39,13 +40,6 @@ GATEWAY = "[gateway]\nenable = true\n"
 SCALED = '[instance.chat.control]\nreplicas = "0-4"\n'
 EMBED = '[instance.search.server]\nmodel = "/models/e.gguf"\nport = 8081\nembeddings = true\n'
 ROUTE = ("route=chat.example.com", "route_parent=infra/public:https")
-
-
-@pytest.fixture
-def write(bare: Doit, tmp_path: Path) -> Writer:
-    at = tmp_path / "a folder"
-    at.mkdir()
-    return Writer(bare, at)
 
 
 def file_of(found: Documents) -> dict[str, Any]:
