@@ -135,7 +135,7 @@ def _file(model: Model, resolved: Resolved, file: ModelFile) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": file.name, "size": file.size}
     path = resolved.folder / file.name
     if file.blob and not file.sha256:  # a small file, of which the hub knows git's hash only
-        known = receipts.load(path.parent).get(path.name)
+        known = receipts.of(path)
         sha256 = {"sha256": known.sha256} if known and fetch.is_here(resolved, file) else {}
         return {**entry, "blob": file.blob, **sha256}
     return {**entry, "sha256": file.sha256 or _sha256(model, path)}

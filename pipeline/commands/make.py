@@ -198,7 +198,7 @@ def unquantized(model: Model, chain: Chain) -> Iterator[Path]:
     with disk_errors(of.path.parent), only_one(of.path):
         conversions.make(of.conversion, model.home, check=estimate.loads(model))
         yield of.path
-        entry = receipts.load(of.path.parent).get(of.path.name)
+        entry = receipts.of(of.path)
         if entry and not entry.keep:
             artifacts.discard(of.path)
 

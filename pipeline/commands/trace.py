@@ -85,7 +85,7 @@ def has_receipt(file: Path, home: Home) -> bool:
     """Whether the pipeline made or fetched a file, in this home."""
     if not any(file.is_relative_to(top) for top in (home.models, home.bins)):
         return False
-    entry = receipts.load(file.parent).get(file.name)
+    entry = receipts.of(file)
     return entry is not None and entry.mtime_ns is not None
 
 
@@ -114,7 +114,7 @@ def of_file(file: Path, home: Home, builder: str = "") -> Statement:
 
 def _entry(file: Path) -> Entry:
     """The receipt of a file that is as it says."""
-    entry = receipts.load(file.parent).get(file.name)
+    entry = receipts.of(file)
     if entry is None or entry.mtime_ns is None:
         raise PipelineError(
             f"{file}: has no receipt: the pipeline neither made nor fetched it",
@@ -249,7 +249,7 @@ def _sources(entry: Entry, files: Mapping[str, str], home: Home, slug: str) -> I
         elif kind == "package":
             uri = purl("pypi", package, version, name)
         fetched = home.models / "source" / slug / name
-        known = receipts.load(fetched.parent).get(fetched.name) if slug else None
+        known = receipts.of(fetched) if slug else None
         is_same = known and known.recipe.get("file") == identity
         yield _digested(name, identity, uri, known.sha256 if known and is_same else "")
     if kind == "package":

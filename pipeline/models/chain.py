@@ -224,7 +224,7 @@ def leftover(chain: Chain) -> bool:
 
 def _is_intermediate(conversion: convert.Conversion) -> bool:
     """Whether the converted file exists and is recorded as one that need not be kept."""
-    entry = receipts.load(conversion.target.parent).get(conversion.target.name)
+    entry = receipts.of(conversion.target)
     return entry is not None and not entry.keep and conversion.target.exists()
 
 

@@ -103,7 +103,7 @@ class Unquantized(Struct, frozen=True, kw_only=True):
             lookup = stat_cache.identity if hashing else stat_cache.recall
             digests = [lookup(home.digests, path) for path in gguf.shards(self.path)]
             return "" if None in digests else "+".join(map(str, digests))
-        entry = receipts.load(self.path.parent).get(self.path.name)
+        entry = receipts.of(self.path)
         return entry.sha256 if entry and entry.recipe == self.conversion.recipe else ""
 
 

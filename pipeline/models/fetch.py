@@ -218,6 +218,6 @@ def elsewhere(resolved: Resolved, file: ModelFile) -> Iterator[Path]:
     prefix = resolved.slug.rpartition("__")[0]
     for folder in sorted(resolved.folder.parent.glob(f"{prefix}__*")):
         other = folder / file.name
-        entry = receipts.load(other.parent).get(other.name) if folder != resolved.folder else None
+        entry = receipts.of(other) if folder != resolved.folder else None
         if entry and entry.sha256 == file.sha256 and other.is_file():
             yield other

@@ -178,7 +178,7 @@ def _leaves(folder: Path) -> Iterator[Path]:
 def _receipt(path: Path) -> Entry | None:
     """The receipt of a file that matches it, or that was copied or restored; else None."""
     is_ours = receipts.status(path) in (Status.CURRENT, Status.MOVED)
-    return receipts.load(path.parent).get(path.name) if is_ours else None
+    return receipts.of(path) if is_ours else None
 
 
 def _ggufs(slug: str, known: Mapping[Path, Entry]) -> Iterator[StoredModel]:

@@ -84,7 +84,7 @@ def stamp(folder: Path) -> str:
 
 def is_current(folder: Path, recipe: Recipe) -> bool:
     """Whether the folder is as `record` recorded it, made by this recipe."""
-    entry = receipts.load(folder.parent).get(folder.name)
+    entry = receipts.of(folder)
     return (
         entry is not None
         and entry.recipe == recipe

@@ -22,7 +22,7 @@ from pipeline.core.process import last_lines
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.locks import only_one
 from pipeline.core.store.publish import remove, require_space
-from pipeline.core.store.receipts import Entry, Recipe
+from pipeline.core.store.receipts import Recipe
 from pipeline.core.text import size
 
 from . import git_tree, node
@@ -170,17 +170,13 @@ def _work(home: Home) -> Path:
     return home.bins / ".build" / "ui"
 
 
-def _entry(ui: Ui) -> Entry | None:
-    return receipts.load(ui.target.parent).get(ui.target.name)
-
-
 def _find(source: Source, home: Home, offline: bool) -> Ui:
     if source.folder.exists() and not (source.folder / INSIDE / "package-lock.json").exists():
         raise PipelineError(f"{source.folder}: there is no page in its {INSIDE}", node.WITHOUT)
     if node.find_node(home) is None:
         # A finished page needs no Node.js, which may be on the PATH of some shells only.
         standing = Ui(source=source, node=Node("", "", ""), home=home)
-        entry = _entry(standing)
+        entry = receipts.of(standing.target)
         recorded = Node("", "", str(entry.recipe.get("node") if entry else ""))
         standing = replace(standing, node=recorded)
         if is_current(standing):
@@ -191,7 +187,7 @@ def _find(source: Source, home: Home, offline: bool) -> Ui:
 def _is_of(ui: Ui, made_of: str) -> bool:
     """Whether the finished page was made of these very files: another commit may not change
     them, and a copied folder has other times."""
-    entry = _entry(ui)
+    entry = receipts.of(ui.target)
     return (
         entry is not None
         and entry.source is not None

@@ -57,7 +57,7 @@ def make(
     nothing published.
     """
     with disk_errors(target.parent), only_one(target):
-        known = receipts.load(target.parent).get(target.name)
+        known = receipts.of(target)
         if known and not force and receipts.revalidate(target, recipe):
             known = receipts.load(target.parent)[target.name]
             if keep and not known.keep:
@@ -155,7 +155,7 @@ def publish(
 def keep(target: Path) -> None:
     """Mark an intermediate file as one to keep."""
     with only_one(target):
-        entry = receipts.load(target.parent).get(target.name)
+        entry = receipts.of(target)
         if entry:
             receipts.change(target, replace(entry, keep=True))
 
@@ -186,7 +186,7 @@ def take_away(target: Path, *, keep_receipt: bool = False) -> None:
 
 def _drop_receipt(target: Path, *, keep: bool) -> None:
     """Drop the receipt, or `keep` it as that of a file which was removed on purpose."""
-    if entry := receipts.load(target.parent).get(target.name):
+    if entry := receipts.of(target):
         receipts.change(target, replace(entry, mtime_ns=None) if keep else None)
 
 

@@ -103,13 +103,18 @@ def _read(path: Path) -> dict[str, Entry]:
         return {}
 
 
+def of(target: Path) -> Entry | None:
+    """The receipt of an artifact, whether or not that still holds; None where there is none."""
+    return load(target.parent).get(target.name)
+
+
 def status(target: Path, recipe: Recipe | None = None) -> Status:
     """Compare `target` with its receipt, and the receipt with `recipe` unless that is None."""
     try:
         stat = target.stat()
     except OSError:
         return Status.MISSING
-    entry = load(target.parent).get(target.name)
+    entry = of(target)
     if entry is None or (recipe is not None and entry.recipe != recipe):
         return Status.DIRTY
     if stat.st_size != entry.size:

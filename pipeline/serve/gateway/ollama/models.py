@@ -189,20 +189,13 @@ def _read(path: Path, size: int, mtime_ns: int) -> ModelFacts:
     return ModelFacts(
         size=gguf.file_bytes(path),
         modified_at={"modified_at": utc(mtime_ns / 1e9)},
-        digest=_known_digest(path) or _digest(path, size, mtime_ns),
+        digest=receipts.known_sha256(path) or _digest(path, size, mtime_ns),
         architecture=header.architecture,
         quant=header.quant,
         parameters=sum(map(math.prod, shapes.values())),
         values=header.values,
         inserts=inserts or not INSERT_TOKENS.isdisjoint(gguf.tokens(path, header)),
     )
-
-
-def _known_digest(path: Path) -> str:
-    """The sha256 that the receipt of an unchanged file says."""
-    if receipts.status(path) is receipts.Status.CURRENT:
-        return receipts.load(path.parent)[path.name].sha256
-    return ""
 
 
 def _digest(*identity: object) -> str:
