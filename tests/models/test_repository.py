@@ -164,7 +164,7 @@ def test_no_mix_is_made_of_files_that_are_quantized() -> None:
         assert f"no GGUF with the quant {quant}" in error
         assert all(name in error for name in GGUF)
     # One that is named is not taken for a mix, though its name tells no quant.
-    refused("model.gguf", kind=UsageError, quant="4.8BPW", filename="model.gguf")
+    refused("model.gguf", kind=NoSuchQuant, quant="4.8BPW", filename="model.gguf")
 
 
 def test_a_name_that_is_not_there_is_not_converted_either() -> None:
