@@ -157,7 +157,7 @@ def connect(doit: Doit, server: hub.Running, tmp_path: Path) -> None:
 
 
 def test_repositories(doit: Doit, gguf: Path, tiny: Path, tmp_path: Path) -> None:
-    """One with both is used as GGUF, and what is no adapter is refused before any download."""
+    """One with both is used as GGUF, and what is not an adapter is refused before any download."""
     top = tmp_path / "hub" / "org"
     both = tiny_lora.make(top / "both")
     make_gguf(both / "style-f32.gguf")

@@ -1,5 +1,5 @@
 """What the metadata of a model does not say is said before its server starts, wherever it was asked
-for; a file that is no model is refused there too."""
+for; a file that is not a model is refused there too."""
 
 from __future__ import annotations
 

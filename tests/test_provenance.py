@@ -279,7 +279,7 @@ def test_a_builder_is_required_where_nothing_names_one(
         (["provenance", "model=demo", "out=-", "key={file}"], "contradict each other"),
         (["provenance", "model=demo", "builder=me"], "must be a URI"),
         (["verify", "model=demo", "key={file}"], "not a variable of verify"),
-        (["provenance", "model=demo", "key=/no/such.pem"], "is no file"),
+        (["provenance", "model=demo", "key=/no/such.pem"], "is not a file"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str, bare: Doit, tmp_path: Path) -> None:
@@ -396,7 +396,8 @@ def test_a_signature_that_is_none(bare: Doit, tmp_path: Path, text: str) -> None
     file.with_name("model.gguf.sig").write_bytes(text.encode("latin-1"))
     wrong = bare("verify", f"pkg={file}", f"public_key={key_pair(tmp_path, 'mine')[1]}", status=1)
     assert (
-        f"{file}: its signature model.gguf.sig cannot be checked: it is no signature" in wrong.err
+        f"{file}: its signature model.gguf.sig cannot be checked: it is not a signature"
+        in wrong.err
     )
     assert "hint: do not use it" in wrong.err and "forget STEP" not in wrong.err
 

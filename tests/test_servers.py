@@ -569,7 +569,7 @@ def test_a_plan_for_a_container_takes_its_files_as_said(servers: Servers) -> Non
     assert hub["cmd"][:2] == ["--model", "hf:org/model:Q4_K_M"]
     assert local["cmd"][:2] == ["--model", "/models/My-Model"]
     assert vllm["executable"] == "python", "not that of this machine"
-    assert "/models/chat.gguf is no file" in servers.doit(*words[:2], status=3).err
+    assert "/models/chat.gguf is not a file" in servers.doit(*words[:2], status=3).err
     servers.tables["instance.local.server"] = {"port": 8081}
     servers.write({"instance.hub.model": {"ref": "org"}})
     wrong = servers.doit(*words, status=3).err

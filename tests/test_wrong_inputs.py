@@ -30,7 +30,7 @@ from pipeline.models import safetensors
         (["model=./here.gguf"], ["here.gguf", "does not exist"]),
         (["model=demo-embed", "backend=coda"], ["backend=coda", "did you mean cuda?"]),
         (["model=demo-embed", "backend=cpu", "device=cuda"], ["device=cuda", "backend=cpu"]),
-        (["model=demo-embed", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is no file"]),
+        (["model=demo-embed", "imatrix=/no/matrix"], ["imatrix=/no/matrix", "is not a file"]),
         (["model=demo-embed", "server.port=1"], ["server.port", "port="]),
         (["model=what"], ["model=what", "org/model"]),
         ([], ["no model given; pass model=… (try model=demo)"]),

@@ -218,7 +218,7 @@ def try_out(server: Path, backend: str, hint: str, *, needs_device: bool = True)
 
 def hidden_cards(backend: str) -> str:
     """What to change where the environment hides all cards from programs for `backend`; empty
-    where it hides none. CUDA reads its list up to the first entry that is no card."""
+    where it hides none. CUDA reads its list up to the first entry that is not a card."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if backend != "cuda" or shown is None or VISIBLE.match(shown):
         return ""

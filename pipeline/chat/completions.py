@@ -181,7 +181,7 @@ def _ending(server: ChatServer, timings: Timings, *, is_cut: bool) -> Ending:
 
 
 async def _beginning(response: httpx2.Response) -> bytes:
-    """The first bytes of a response that is no answer."""
+    """The first bytes of a response that is not an answer."""
     body = bytearray()
     with suppress(TimeoutError):
         async with asyncio.timeout(ERROR_SECONDS):
@@ -194,7 +194,7 @@ async def _beginning(response: httpx2.Response) -> bytes:
 
 async def _chunks(server: ChatServer, pieces: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
     """The events of a stream, until its end or [DONE]. Raises PipelineError for an error in it, or
-    for what is no event of an answer."""
+    for what is not an event of an answer."""
     async for line in _lines(pieces):
         name, colon, data = line.partition(b":")
         data = data.strip()
@@ -208,7 +208,7 @@ async def _chunks(server: ChatServer, pieces: AsyncIterator[bytes]) -> AsyncIter
             chunk = msgspec.json.decode(data, type=Chunk)
         except (msgspec.DecodeError, RecursionError):
             raise PipelineError(
-                f"{server.url} sends what is no answer: {_shown(data)}",
+                f"{server.url} sends what is not an answer: {_shown(data)}",
                 "is it the address of a server for models?",
             ) from None
         if chunk.error is not None:
@@ -228,7 +228,8 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def refusal(server: ChatServer, status: int, body: bytes) -> PipelineError:
-    """The error for a response that is no answer; `status` 0: it came in the middle of a stream."""
+    """The error for a response that is not an answer; `status` 0: it came in the middle of a
+    stream."""
     try:
         data = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

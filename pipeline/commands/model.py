@@ -235,7 +235,7 @@ class Model:
             question.append(self.request.ctx_size)
         path = models.resolve.stored_path(self.require_reference(), question, self.home)
         if self.request.offline and not path.exists():
-            # What a cache held is no answer of the hub's: with the network we ask the hub.
+            # What a cache held is not an answer of the hub's: with the network we ask the hub.
             path = models.resolve.stored_path(
                 self.require_reference(), [*question, "offline"], self.home
             )

@@ -110,7 +110,7 @@ def projector(reference: Reference | None, value: str) -> tuple[Path | None, str
         return path, NO_PROJECTOR
     if reference is None or reference.kind != "hub" or path.suffix.lower() != ".gguf":
         hint = "a path of a .gguf, or none"
-        raise missing("mmproj", value, path, hint, why="is no file")
+        raise missing("mmproj", value, path, hint, why="is not a file")
     return None, value
 
 

@@ -113,7 +113,7 @@ def requested(model: Model) -> tuple[str, ...]:
     for quant in listed:
         if quant in (*types.DECIDED, types.ALL):
             raise UsageError(
-                f"quants={quant.lower()}: is no quant", "name quants: quants=q4_k_m,q8_0"
+                f"quants={quant.lower()}: is not a quant", "name quants: quants=q4_k_m,q8_0"
             )
     return listed
 

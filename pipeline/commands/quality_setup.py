@@ -101,7 +101,7 @@ def text(request: Request, home: Home) -> str:
 def own_text(path: Path) -> str:
     """A text of the user's. Raises UsageError where it is none, or cannot be read."""
     if not is_text(path):  # before all of something else is read
-        raise UsageError(f"text={path}: is no text", "pass a text in UTF-8")
+        raise UsageError(f"text={path}: is not text", "pass a text in UTF-8")
     try:
         read = decoded(path.read_bytes())
     except (ValueError, OSError) as error:

@@ -242,7 +242,7 @@ def _file(name: str, value: str, hint: str = "") -> Path | None:
     elif "://" in value:
         hint = hint or "it is an address; download it, and name the file"
     if not is_file(path):
-        raise missing(name, value, path, hint, why="is no file")
+        raise missing(name, value, path, hint, why="is not a file")
     return path
 
 

@@ -200,8 +200,8 @@ def model_file(server: Server) -> Path | None:
 
 
 def require_model(home: Home, server: Server) -> None:
-    """Raise PipelineError where the file of `server` is here and is no model that it can serve, or
-    something else stands in the place of another file that it reads."""
+    """Raise PipelineError where the file of `server` is here and is not a model that it can serve,
+    or something else stands in the place of another file that it reads."""
     path = model_file(server)
     try:
         for file in (Path(server.folder, server.argument(name) or "/") for name in MORE_FILES):

@@ -167,14 +167,14 @@ def read(path: Path) -> Statement:
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)[:300]
         why = printable(str(why)).replace("\n", " ")
-        raise PipelineError(f"{path}: is no statement of provenance: {why}") from None
+        raise PipelineError(f"{path}: is not a statement of provenance: {why}") from None
 
 
 def parse(document: str) -> Statement:
     """A statement from JSON. Raises ValueError, RecursionError."""
     data = json.loads(document, object_pairs_hook=_object, parse_constant=_no_number)
     if not isinstance(data, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for name, expected in (("_type", STATEMENT), ("predicateType", PROVENANCE)):
         if data.get(name) != expected:
             raise ValueError(f"its {name} is {data.get(name)!r}, this version reads {expected}")
@@ -203,7 +203,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _plain(value: Any) -> Any:

@@ -192,5 +192,7 @@ def base_of(url: str) -> str:
     except ValueError:  # a port that is none, a bracket without its other
         has_host = False
     if not has_host or at.scheme not in ("http", "https") or re.search(r"\s", base):
-        raise UsageError(f"url={url}: is no address of a server", "such as http://127.0.0.1:8080")
+        raise UsageError(
+            f"url={url}: is not an address of a server", "such as http://127.0.0.1:8080"
+        )
     return base

@@ -181,7 +181,7 @@ def pairs(shapes: Shapes, where: str) -> Iterator[tuple[str, list[int], list[int
     for name, shape in shapes.items():
         match = PAIR.fullmatch(name)
         if match is None:
-            raise PipelineError(f"{where}: holds {name}, which is no part of a LoRA", RETRAIN)
+            raise PipelineError(f"{where}: holds {name}, which is not part of a LoRA", RETRAIN)
         part = match["part"] or match["of_words"]
         known.setdefault(f"{match['name']}.weight", {})[part] = shape
     for name, parts in known.items():
@@ -235,8 +235,8 @@ def base_misfit(config: Mapping[str, Any], model: gguf.Header) -> str:
 
 
 def file_misfit(adapter: Path, model: Iterable[Path]) -> str:
-    """Why the file `adapter` is no adapter for the model, whole or in parts; empty where it is one.
-    Raises PipelineError for a file that is no GGUF."""
+    """Why the file `adapter` is not an adapter for the model, whole or in parts; empty where it is
+    one. Raises PipelineError for a file that is not a GGUF."""
     own_shapes, shapes = dict[str, list[int]](), dict[str, list[int]]()
     own = gguf.read(adapter, own_shapes)
     if not kinds.is_adapter(own):

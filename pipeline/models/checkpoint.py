@@ -136,7 +136,7 @@ def document(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
         if not isinstance(content, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         return content
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{where}: cannot be read as JSON: {error}") from None

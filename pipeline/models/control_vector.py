@@ -16,7 +16,7 @@ DIRECTION = re.compile(r"direction\.0*([1-9]\d{0,5})(?!\d)", re.A)  # the number
 
 def misfit(vector: Path, model: Path) -> str:
     """Why the file `vector` is no control vector for the GGUF `model`; empty where it is one.
-    Raises PipelineError for a file that is no GGUF."""
+    Raises PipelineError for a file that is not a GGUF."""
     shapes: dict[str, list[int]] = {}
     gguf.read(vector, shapes)
     own = gguf.read(model)
@@ -27,7 +27,7 @@ def misfit(vector: Path, model: Path) -> str:
     for name, shape in shapes.items():
         direction = DIRECTION.match(name)
         if direction is None:
-            return f"is no control vector: it holds {name}"
+            return f"is not a control vector: it holds {name}"
         if width and shape != [width]:
             size = " × ".join(map(str, shape))
             return f"has {size} numbers for a layer, and the model has {width}"

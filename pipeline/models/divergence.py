@@ -164,7 +164,7 @@ def mean(tool: Perplexity, model: Path, group: ChunkGroup) -> float:
     value = sum(piece.values["kld"] for piece in pieces) / len(pieces)
     if not math.isfinite(value):
         raise PipelineError(
-            f"{model.name}: its divergence is no number", f"the whole log is {_log(tool, model)}"
+            f"{model.name}: its divergence is not a number", f"the whole log is {_log(tool, model)}"
         )
     return max(0.0, value)
 
@@ -179,7 +179,7 @@ def parse(output: str) -> list[Piece]:
     """The mean of each chunk, from the running means that are printed.
 
     The logarithm of the perplexity's ratio and the divergence in nats, the same most probable token
-    as a fraction. What is no number is infinite.
+    as a fraction. What is not a number is infinite.
     """
     rows = [line for line in map(CHUNK.match, output.splitlines()) if line]
     if not rows:

@@ -124,7 +124,7 @@ def make(
 ) -> Path:
     """The matrix of the GGUF `model` for `text`, in `folder`: made unless it is current. `digest`
     is the model's; `program` is llama-imatrix, and `tool` the recipe that stands for llama.cpp;
-    `options` are more of the program's, for what is no encoder. Raises PipelineError."""
+    `options` are more of the program's, for what is not an encoder. Raises PipelineError."""
     end = text_length.without_end(model)
     options = [*end, *(ENCODER_OPTIONS if gguf.read(model).is_encoder else options)]
     sha256 = stat_cache.identity(home.digests, text)

@@ -35,7 +35,7 @@ KINDS = {
     **dict.fromkeys(("wan", "hyvid", "ltxv", "ltx", "cosmos", "lumina2", "qwen_image"), PICTURES),
     **dict.fromkeys(("pig", "chroma", "z_image", "kandinsky5"), PICTURES),
 }
-NO_ADAPTER = "is no LoRA adapter in GGUF, by its metadata"
+NO_ADAPTER = "is not a LoRA adapter in GGUF, by its metadata"
 
 
 def is_projector(header: Header) -> bool:
@@ -60,8 +60,8 @@ def require_adapter(header: Header, where: str) -> None:
 
 
 def require_model(headers: Sequence[Header], where: str) -> None:
-    """Raise PipelineError where a GGUF, whole or split, is no model. `headers` are those of all its
-    parts, or the first alone where the others were not read."""
+    """Raise PipelineError where a GGUF, whole or split, is not a model. `headers` are those of all
+    its parts, or the first alone where the others were not read."""
     first = headers[0]
     kind = KINDS.get(str(first.values.get("general.type"))) or KINDS.get(first.architecture)
     if kind is None and "adapter.type" in first.values:

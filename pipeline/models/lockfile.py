@@ -106,7 +106,7 @@ def resolved(entry: LockedModel, home: Home) -> Resolved | None:
     if entry["source"].get("type") != "hf":
         return None
     if not SHA1.fullmatch(entry["source"].get("revision", "")):
-        raise UsageError(f"{FILE}: an entry's source.revision is no commit", "lock again")
+        raise UsageError(f"{FILE}: an entry's source.revision is not a commit", "lock again")
     if not HUB.fullmatch(entry["source"].get("ref", "")):
         raise UsageError(f"{FILE}: an entry's source.ref names no repository", "lock again")
     try:

@@ -49,7 +49,7 @@ def prepare(
     """
     digest, budget = quantization.require_input(home), quantization.budget
     if budget is None:
-        raise ValueError(f"{quantization.quant} is no mix")
+        raise ValueError(f"{quantization.quant} is not a mix")
     given, types = quantization.imatrix, quantization.types
     if types is None:  # before a matrix is computed
         require_possible(quantization, quantization.input, programs.quantize)

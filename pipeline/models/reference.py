@@ -164,7 +164,7 @@ def require_revision(revision: str, where: str) -> None:
     """Raise UsageError for what cannot name a branch, a tag or a commit."""
     if NO_REVISION.search(revision):
         raise UsageError(
-            f"{where}: {revision!r} is no name of a branch, tag or commit",
+            f"{where}: {revision!r} is not the name of a branch, tag or commit",
             "such names are main, v1.0 and refs/pr/7",
         )
 
@@ -321,7 +321,7 @@ def _of_path(text: str, parts: list[str], query: str) -> Reference:
         return replace(reference, pattern=f"{glob.escape(file)}/*")
     if name.suffix.lower() in FILES or name.name in FILES:
         return replace(reference, note=f"{file}: taken for the repository it is in")
-    raise _address_error(text, f"{file} is no GGUF, and no file of a model in safetensors")
+    raise _address_error(text, f"{file} is not a GGUF, nor a file of a model in safetensors")
 
 
 def _address_error(text: str, why: str) -> UsageError:

@@ -118,7 +118,7 @@ def _tensors(header: bytes, name: str) -> dict[str, Tensor]:
         raise PipelineError(f"{name}: its header holds more values than any model needs")
     try:
         if not header.startswith(b"{"):
-            raise ValueError("its header is no object")
+            raise ValueError("its header is not an object")
         table = json.loads(header.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise PipelineError(f"{name}: cannot be read as safetensors: {shown(error)}") from None

@@ -244,7 +244,7 @@ def weights(matrix: Path) -> dict[str, Sequence[float]]:
 
 
 def _of_older_format(matrix: Path) -> dict[str, Sequence[float]]:
-    """As `weights`, of a matrix that is no GGUF: a count, then name, calls and values of each."""
+    """As `weights`, of a matrix that is not a GGUF: a count, then name, calls, values of each."""
     data, at = matrix.read_bytes(), 4
     found: dict[str, Sequence[float]] = {}
     try:

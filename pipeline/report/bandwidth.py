@@ -73,7 +73,7 @@ def _read(buffer: bytearray, threads: int) -> float:
     start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     piece = len(buffer) // threads
     best, deadline = 0.0, time.perf_counter() + SECONDS
-    passes = max(1, 64 * 1024 * 1024 // len(buffer))  # so that starting threads is no part of it
+    passes = max(1, 64 * 1024 * 1024 // len(buffer))  # so that starting threads is not part of it
 
     def read(offset: int) -> None:
         for _ in range(passes):

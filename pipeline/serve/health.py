@@ -44,7 +44,7 @@ def _bound(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"host={host}: is no address: {error}") from None
+        raise UsageError(f"host={host}: is not an address: {error}") from None
     bound = socket.socket(family, kind, proto)
     try:
         if os.name != "nt":  # there it would let two servers share a port

@@ -19,7 +19,7 @@ RULE = "a key must not begin with # or hold spaces, control characters or letter
 
 def keys_of(path: Path) -> tuple[str, ...]:
     """The keys in a file: one on each line, but for empty lines and those that begin with #, which
-    llama-server leaves out too. Raises OSError, also for what is no key everywhere."""
+    llama-server leaves out too. Raises OSError, also for what is not a key everywhere."""
     data = Path(path).read_bytes()
     try:
         if data.startswith(codecs.BOM_UTF8):
@@ -37,7 +37,7 @@ def wrong_file(path: Path, *, is_read_as_it_is: bool = False) -> str:
     """Why a file of keys cannot be used, or nothing. llama-server reads a line as it is, with the
     spaces around a key or a #."""
     if not path.is_file():
-        return f"{path} is no file"
+        return f"{path} is not a file"
     try:
         keys, data = keys_of(path), path.read_bytes()
     except OSError as error:

@@ -43,7 +43,7 @@ def hindrance(server: Server) -> str:
     if server.downloads:
         return "it may download, or fetch the images that a request names"
     if server.host.endswith(".sock"):
-        return f"{server.host} is no TCP port"
+        return f"{server.host} is not a TCP port"
     return ""
 
 

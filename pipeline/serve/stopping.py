@@ -18,8 +18,8 @@ from pipeline.core.process import WINDOWS, Argv, Process, shown, start_attached
 # Errors after which another start would fail the same way: ours, llama-server's, argparse's,
 # Python's, Pixi's.
 HOPELESS = (
-    r"cannot be started: (No such file|Permission denied|The system cannot find)|is no address: "
-    r"|error: invalid argument: |error while handling argument "
+    r"cannot be started: (No such file|Permission denied|The system cannot find)"
+    r"|is not an address: |error: invalid argument: |error while handling argument "
     r"|failed to load GGUF split|failed to open GGUF file .*No such file"
     r"|error: (unrecognized arguments|argument -|the following arguments are required)"
     r"|port \d+ is taken by \S+ of .*, which is up"

@@ -119,7 +119,7 @@ def test_the_variable(tmp_path: Path) -> None:
     assert (asked("Required"), asked("off"), asked("auto")) == ("required", "off", "auto")
     (tmp_path / "b.jsonl").touch()
     assert asked(str(tmp_path / "b.jsonl")) == str(tmp_path / "b.jsonl")
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         asked("requird")
     with pytest.raises(UsageError, match="is for bins=prebuilt"):
         request({"bins": "build", "attestation": "off"})

@@ -62,7 +62,7 @@ def test_it_is_what_git_says(folder: Path) -> None:
     (folder / "no files").mkdir()
     found = tree.folder_hash(folder)
     assert found == git_tree(folder)
-    assert found == tree.folder_hash(folder)  # .git is no part of it
+    assert found == tree.folder_hash(folder)  # .git is not part of it
 
 
 @pytest.mark.parametrize("names", [["a", "a.b", "a-b"], ["a/x", "a.b", "a-b"], ["ä", "z", "a/x"]])

@@ -111,8 +111,8 @@ def server() -> Iterator[tuple[str, list[Any]]]:
         (["model=demo", "host=::1", "prompt=a"], "host=::1: not a variable of chat"),
         (["model=demo", "format=json", "prompt=a"], "format=json: not a variable of chat"),
         (["name=x,y", "prompt=a"], "name=x,y: names more than one"),
-        (["url=ftp://a", "prompt=a"], "url=ftp://a: is no address of a server"),
-        (["url=127.0.0.1:99999", "prompt=a"], "url=127.0.0.1:99999: is no address of a server"),
+        (["url=ftp://a", "prompt=a"], "url=ftp://a: is not an address of a server"),
+        (["url=127.0.0.1:99999", "prompt=a"], "url=127.0.0.1:99999: is not an address of a server"),
     ],
 )
 def test_wrong_usage(bare: Doit, words: list[str], message: str) -> None:

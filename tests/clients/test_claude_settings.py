@@ -99,7 +99,7 @@ def test_the_address_of_a_server(given: str, base: str) -> None:
     ["ftp://a", "a:99999", "a:0", "a:x", "http://", "http://:80", "a:1:2", "[::1", "a b", "/v1"],
 )
 def test_what_is_no_address(wrong: str) -> None:
-    with pytest.raises(UsageError, match="is no address of a server"):
+    with pytest.raises(UsageError, match="is not an address of a server"):
         base_of(wrong)
 
 

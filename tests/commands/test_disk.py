@@ -307,7 +307,7 @@ def test_two_at_once(disk: Doit) -> None:
 
 @pytest.mark.parametrize("at", ["receipts.change", "remove"])
 def test_killed_halfway(disk: Doit, at: str) -> None:
-    """Killed after the file was renamed, or after its receipt was dropped: it is no model any
+    """Killed after the file was renamed, or after its receipt was dropped: it is not a model any
     more, and the next run finishes."""
     target = disk.home / "models" / "gguf" / SLUG / "model.q4_k_m.gguf"
     code = (

@@ -115,7 +115,7 @@ def test_what_is_wrong_in_a_model_table_is_told_once_and_where(tmp_path: Path) -
         "a.model.ref = $M: not a valid reference",
         'b.model.quant = "xx": must be',
         'd.model.lora = "none-such": not a valid reference',
-        f"f.model.imatrix: {tmp_path / 'none-such'} is no file",
+        f"f.model.imatrix: {tmp_path / 'none-such'} is not a file",
         "e.model: revision: is for Hugging Face repositories only",
     )
     for line, start in zip(found, expected, strict=True):

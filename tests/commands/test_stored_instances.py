@@ -38,7 +38,7 @@ def home(tmp_path: Path) -> Home:
 def test_an_instance_for_each_model(home: Home, tmp_path: Path) -> None:
     at = state.folder(home, "x")
     found = stored_instances(home, at, {})
-    assert sorted(found) == ["large", "small-Q4_K_M", "small-Q8_0"], "a projector is no model"
+    assert sorted(found) == ["large", "small-Q4_K_M", "small-Q8_0"], "a projector is not a model"
     assert found["large"]["model"]["ref"].endswith("large.Q8_0-00001-of-00002.gguf")
     ports = [each["server"]["port"] for each in found.values()]
     assert len({*ports}) == 3 and min(ports) > 9000

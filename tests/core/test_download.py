@@ -122,7 +122,7 @@ def test_a_server_that_cuts_each_answer_after_a_byte_is_left(site: Site, tmp_pat
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/\x1b[2J", "http://[/x", "http://a:99999999/"])
 def test_what_is_no_address_is_an_error(site: Site, tmp_path: Path, url: str) -> None:
-    with pytest.raises(PipelineError, match="leads to what is no address"):
+    with pytest.raises(PipelineError, match="leads to what is not an address"):
         fetch(site, tmp_path / "made", locate=lambda: Location(url=url))
 
 

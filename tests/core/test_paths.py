@@ -101,10 +101,10 @@ def test_home(
 def test_a_file_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*file: is no folder"):
+    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*file: is not a folder"):
         paths.home()
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*home: .*file is no folder"):
+    with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*home: .*file is not a folder"):
         paths.home()
     monkeypatch.setenv("LLAMA_PIPELINE_HOME", str(tmp_path / ("x" * 300)))
     with pytest.raises(UsageError, match=r"LLAMA_PIPELINE_HOME=.*x: File name too long"):

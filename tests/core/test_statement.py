@@ -119,7 +119,7 @@ def test_refused(name: str, tmp_path: Path) -> None:
         ("[]", "no JSON object"),
         ("[" * 100_000, ""),
         ('{"_type": 1, "_type": 2}', "'_type' is in it twice"),
-        ('{"_type": NaN}', "NaN is no JSON"),
+        ('{"_type": NaN}', "NaN is not JSON"),
         ("\0", "zero bytes"),
     ],
 )
@@ -128,7 +128,7 @@ def test_no_statement_at_all(text: str, said: str, tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PipelineError) as caught:
         statement.read(path)
-    assert said in str(caught.value) and "is no statement of provenance" in str(caught.value)
+    assert said in str(caught.value) and "is not a statement of provenance" in str(caught.value)
     with pytest.raises(PipelineError, match="No such file"):
         statement.read(tmp_path / "none.json")
 

@@ -218,7 +218,7 @@ def test_all_at_once(machine: Machine) -> None:
 
 def test_one_that_cannot_be_started_ends_the_others(machine: Machine) -> None:
     (one, first), (two, _) = vllm(machine), toml(machine, model="/nowhere/model.gguf")
-    assert "/nowhere/model.gguf is no file" in machine("echo", status=3, **one, **two).err
+    assert "/nowhere/model.gguf is not a file" in machine("echo", status=3, **one, **two).err
     assert not is_ready(first)
 
 
@@ -272,7 +272,7 @@ def test_booted_and_left_running(machine: Machine) -> None:
     ("text", "model", "said", "status"),
     [
         ("[instance.control]\nenabld = true", "tiny.gguf", "did you mean enabled?", 3),
-        ("", "nowhere.gguf", "nowhere.gguf is no file", 3),
+        ("", "nowhere.gguf", "nowhere.gguf is not a file", 3),
         ("", "README", "is not a usable GGUF", 1),
         (FAILS, "tiny.gguf", "chat is failed", 1),
     ],

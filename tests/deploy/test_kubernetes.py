@@ -443,7 +443,7 @@ def test_a_credential_that_gets_into_a_manifest_is_named(write: Writer) -> None:
         (CHAT + 'extra_args = ["--host", "::1"]\n', [], "no Service could reach it"),
         (CHAT + 'extra_args = ["--api-key-file", "keys"]\n', [], "write api_key_file = "),
         (CHAT + "chat_template_file = 'zeros'\n", [], "cannot be read as text"),
-        (CHAT.replace("/models/chat", "nowhere/chat"), [], "is no file"),
+        (CHAT.replace("/models/chat", "nowhere/chat"), [], "is not a file"),
         ('[instance.a.model]\nref = "o/m"\nquant = "auto"\n', [], "name a quant"),
         ('[instance.a.model]\nref = "o/m"\nquant = "fit"\n', [], "fit: depends on one machine's"),
         ('[instance.a.model]\nref = "o/m"\nimatrix = "zeros"\n', [], "no pod has it"),

@@ -554,4 +554,4 @@ def test_ray_address_names_a_cluster(write: Writer, board: Dashboard) -> None:
     write(CHAT, "start=1")
     assert len(board.puts) == 1
     write.doit.env["RAY_ADDRESS"] = "ray://head:10001"
-    assert "RAY_ADDRESS=ray://head:10001: is no dashboard" in write(CHAT, "start=1", status=3)
+    assert "RAY_ADDRESS=ray://head:10001: is not a dashboard" in write(CHAT, "start=1", status=3)

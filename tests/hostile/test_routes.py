@@ -158,7 +158,7 @@ ONLY_UNSTAGED = Defences(own_environment=True, sandboxed=True)
         ("own folder", STAGED, False, False),
         ("own folder", OWN, True, True),
         ("own folder", ONLY_UNSTAGED, True, False),  # it runs, and can do nothing
-        ("PYTHONPATH", STAGED, True, True),  # it is no file of the model's
+        ("PYTHONPATH", STAGED, True, True),  # it is not a file of the model's
         ("PYTHONPATH", OWN, False, False),
         ("PYTHONPATH", BOXED, False, False),
         ("XDG_CACHE_HOME", OWN, False, False),

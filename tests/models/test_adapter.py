@@ -62,8 +62,8 @@ def test_a_real_one(gguf: Path, tmp_path: Path) -> None:
     assert "an adapter for qwen2, and the model is llama" in file_misfit(
         make(tmp_path / "b.gguf", "qwen2"), [gguf]
     )
-    assert "is no LoRA adapter" in file_misfit(make(tmp_path / "c.gguf", kind="model"), [gguf])
-    assert "is no LoRA adapter" in file_misfit(gguf, [gguf])
+    assert "is not a LoRA adapter" in file_misfit(make(tmp_path / "c.gguf", kind="model"), [gguf])
+    assert "is not a LoRA adapter" in file_misfit(gguf, [gguf])
 
 
 @pytest.mark.build

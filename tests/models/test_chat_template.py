@@ -45,7 +45,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         CHATML,
         "",
         "{{ raise_exception('only one turn') }}",
-        "{{ this is no template",
+        "{{ this is not a template",
         "grüße {{ 1 }}",
     ],
     ids=["chatml", "empty", "refuses", "broken", "letters"],

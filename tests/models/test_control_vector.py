@@ -33,8 +33,8 @@ def vector(path: Path, shapes: Shapes) -> Path:
         ({"direction.1": (32,)}, "has 32 numbers for a layer, and the model has 64"),
         ({"direction.1": (64, 2)}, "has 64 × 2 numbers for a layer, and the model has 64"),
         ({"direction.1": (64,), "direction.9": (64,)}, "changes layer 9, and the model has 4"),
-        ({"direction.0": (64,)}, "is no control vector: it holds direction.0"),
-        ({"blk.0.attn_q.weight.lora_a": (64, 4)}, "is no control vector: it holds blk.0"),
+        ({"direction.0": (64,)}, "is not a control vector: it holds direction.0"),
+        ({"blk.0.attn_q.weight.lora_a": (64, 4)}, "is not a control vector: it holds blk.0"),
         ({}, "holds no directions"),
     ],
 )

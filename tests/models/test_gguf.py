@@ -243,7 +243,7 @@ def test_known_versions(version: int) -> None:
     [
         (b"", "is empty"),
         (b"GGUF", "ends inside its header"),
-        (b"this is no model, of any kind", "does not start with GGUF"),
+        (b"this is not a model, of any kind", "does not start with GGUF"),
         (raw(version=1) + bytes(8), "version 1"),
         (raw(version=0x03000000), "big-endian"),
         (raw(("a", 13, b"")), "value type 13"),

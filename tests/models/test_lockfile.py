@@ -288,7 +288,7 @@ def test_files_that_cannot_be_checked(files: Any) -> None:
 
 @pytest.mark.parametrize("source", [{"type": "hf"}, {"type": "hf", "ref": "org/model"}])
 def test_a_source_that_names_no_commit(source: dict[str, str]) -> None:
-    with pytest.raises(UsageError, match=r"source\.revision is no commit"):
+    with pytest.raises(UsageError, match=r"source\.revision is not a commit"):
         lockfile.resolved({**entry(), "source": source}, Home(Path("home")))
 
 

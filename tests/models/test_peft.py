@@ -69,7 +69,7 @@ def test_tensors_that_are_no_lora(tmp_path: Path) -> None:
     for extra in ("lora_magnitude_vector", "lora_A.default.weight", "bias"):
         bad = f"base_model.model.{NAME}.{extra}"
         said = refusal(tiny_lora.save(tmp_path / extra, {**weights, bad: weights[first]}))
-        assert f"holds {bad}, which is no part of a LoRA" in said
+        assert f"holds {bad}, which is not part of a LoRA" in said
     half = {name: values for name, values in weights.items() if name != first}
     assert f"only one of the two tensors for {NAME}.weight" in refusal(
         tiny_lora.save(tmp_path / "half", half)

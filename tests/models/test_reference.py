@@ -78,10 +78,10 @@ def test_space_around_a_reference_is_none_of_it(here: Path) -> None:
     "revision", ["..", "a/../../datasets", "a b", "v1~2", "a//b", "/a", ".a", "x:y"]
 )
 def test_what_names_no_revision(revision: str) -> None:
-    with pytest.raises(UsageError, match=r"revision=.*is no name of a branch"):
+    with pytest.raises(UsageError, match=r"revision=.*is not the name of a branch"):
         request({"model": "org/model", "revision": revision})
     if not set(revision) & set(" :\n"):
-        with pytest.raises(UsageError, match="is no name of a branch"):
+        with pytest.raises(UsageError, match="is not the name of a branch"):
             request({"model": f"org/model@{revision}"})
 
 
@@ -166,8 +166,8 @@ def test_an_address_of_a_hub_below_a_path(endpoint: str, monkeypatch: pytest.Mon
         ("оrg/model", "CYRILLIC SMALL LETTER O"),
         ("hf.co/org/mοdel", "GREEK SMALL LETTER OMICRON"),
         ("https://[::1/org/model", "not an address"),
-        ("https://huggingface.co/org/model/blob/main/pytorch_model.bin", "is no GGUF"),
-        ("https://huggingface.co/org/model/blob/main/onnx/model.onnx", "is no GGUF"),
+        ("https://huggingface.co/org/model/blob/main/pytorch_model.bin", "is not a GGUF"),
+        ("https://huggingface.co/org/model/blob/main/onnx/model.onnx", "is not a GGUF"),
         ("https://huggingface.co/org/model@v1/tree/v2", "not a valid address"),
         ("https://huggingface.co/../model", "not a valid address"),
     ],

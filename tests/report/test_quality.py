@@ -220,8 +220,8 @@ def test_a_quant_that_lost_too_much_is_not_published(doit: Doit, trained: Path) 
 
 WRONG = {
     "quants=q9_z": ["quants=q9_z: llama-quantize has no such type"],
-    "quants=auto": ["quants=auto: is no quant"],
-    "quants=q8_0,fit": ["quants=fit: is no quant"],
+    "quants=auto": ["quants=auto: is not a quant"],
+    "quants=q8_0,fit": ["quants=fit: is not a quant"],
     "text={short}": ["has 11 bytes, and 1024 tokens are needed at least", "longer text=PATH"],
     "quant=q8_0 quants=q4_0": ["contradict each other"],
     "quants=q8_0,q4_9": ["quants=q4_9", "did you mean Q4_1?"],
@@ -229,7 +229,7 @@ WRONG = {
     "ctx_size=2": ["ctx_size=2: a chunk has so few tokens", "3 at least"],
     "text={late}": ["late: line 2: is not UTF-8; save it as UTF-8"],
     "text={blank}": ["blank: is empty"],
-    "text=nowhere.txt": ["nowhere.txt is no file"],
+    "text=nowhere.txt": ["nowhere.txt is not a file"],
     "max_kld=0.1": ["max_kld=0.1: not a variable of quality"],
 }
 
@@ -255,7 +255,7 @@ WRONG_LIMITS = {
     "max_kld=0.1 quant=f16": ["nothing is quantized"],
     "min_cosine=0.9 quant=q8_0": ["is a language model (llama)", "pass max_kld="],
     "max_kld=0.1 quant=q8_0 text={prose}": ["has 11 bytes, and 1024 tokens are needed at least"],
-    "max_kld=0.1 quant=q8_0 text={binary}": ["is no text"],
+    "max_kld=0.1 quant=q8_0 text={binary}": ["is not text"],
     "imatrix={prose} quant=q4_0": ["has 11 bytes, and 1024 tokens", "pass a longer imatrix=PATH"],
     "quant=q8_0 text={prose}": ["text=: not used without max_kld="],
 }

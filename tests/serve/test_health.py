@@ -76,7 +76,7 @@ def test_ipv6() -> None:
 
 @pytest.mark.parametrize("host", ["no host", "1.2.3.4.5 6", "a..b", "x" * 64, "::g"], ids=repr)
 def test_a_host_that_is_no_address(host: str) -> None:
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is not an address"):
         health.require_free(host, 8080)
 
 
@@ -162,7 +162,7 @@ def test_to_ask_it_loads_no_client() -> None:
 
 def test_no_answer_is_not_ready() -> None:
     assert not is_ready(free_port())
-    assert not health.is_ready(stand_in(Path(), "a", host="a" * 64)), "is no name of a host"
+    assert not health.is_ready(stand_in(Path(), "a", host="a" * 64)), "is not the name of a host"
 
 
 def test_a_server_that_accepts_and_stays_silent_is_not_ready() -> None:

@@ -77,7 +77,7 @@ ONE = ("a", UINT32, number(1))
 GGUF = {
     # The start
     "empty": flaw("is empty", b""),
-    "magic": flaw("does not start with GGUF", b"GGML is no GGUF, it is older"),
+    "magic": flaw("does not start with GGUF", b"GGML is not a GGUF, it is older"),
     "magic cut": flaw("ends inside", b"GG"),
     "version 0": flaw("version 0", head(0)),
     "version 1": flaw("version 1", head(1)),

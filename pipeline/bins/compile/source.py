@@ -258,7 +258,7 @@ def _unpack(archive: Path, inside: str, target: Path) -> str:
                 if room < 0:
                     raise PipelineError(f"{archive}: unpacks to more than {size(MOST_BYTES)}")
                 content = tar.extractfile(member)
-                data = content.read() if content else b""  # None for what is no regular file
+                data = content.read() if content else b""  # None for what is not a regular file
                 path = target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)

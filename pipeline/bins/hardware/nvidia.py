@@ -70,7 +70,7 @@ def _words(line: str, count: int) -> list[str]:
 
 
 def parse_cards(text: str) -> list[Card]:
-    """The lines of CARD_QUERY or OLD_CARD_QUERY. A line without a driver's version is no card:
+    """The lines of CARD_QUERY or OLD_CARD_QUERY. A line without a driver's version is not a card:
     errors are printed in their place, with status 0 too."""
     cards = []
     for line in text.splitlines():

@@ -185,7 +185,7 @@ class Remote:
 
     def _no_address(self) -> PipelineError:
         return PipelineError(
-            f"{self.name}: the server leads to what is no address",
+            f"{self.name}: the server leads to what is not an address",
             "see whether a proxy or a login page answers in its place",
         )
 

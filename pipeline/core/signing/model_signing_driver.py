@@ -80,7 +80,7 @@ def problem(model_signing: Any, public: Path, target: Path, signature: Path) -> 
         if type(error).__name__ == "InvalidSignature" or "Key mismatch" in text:
             return OTHER_KEY
         if isinstance(error, KeyError | UnicodeDecodeError | json.JSONDecodeError):
-            text = "it is no signature; sign again, or get the file that sign wrote"
+            text = "it is not a signature; sign again, or get the file that sign wrote"
         return f"its signature {signature.name} cannot be checked: {text or type(error).__name__}"
     return ""
 

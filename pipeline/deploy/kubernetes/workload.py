@@ -173,7 +173,7 @@ class AdaptedSpec(Struct, kw_only=True):
     errors: list[str] = []
 
     def in_pod(self, name: str, text: str) -> str:
-        """The path in the pod for a path of an option; a text that is no path stays as it is."""
+        """The path in the pod for a path of an option; a text that is not a path stays as it is."""
         path = beside(self.folder, text)
         takes_path = name in self.flags and self.flags[name].value.startswith(PATHS)
         if path_in_pod := on_claim(text):

@@ -121,7 +121,7 @@ def address(typed: str, environ: Mapping[str, str]) -> str:
     name, text = ("address", typed) if typed else (VARIABLE, environ.get(VARIABLE, "").strip())
     if text and not network.is_url(text):
         raise UsageError(
-            f"{name}={text}: is no dashboard of a Ray cluster",
+            f"{name}={text}: is not a dashboard of a Ray cluster",
             "pass its URL, such as address=http://head:8265",
         )
     return text.rstrip("/")

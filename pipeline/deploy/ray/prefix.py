@@ -30,8 +30,8 @@ class _Prompt(Struct):
 
 
 def hashes(body: bytes) -> list[int]:
-    """The hashes of a request's growing prefix, the shortest first; none of what is no prompt. The
-    last block, which the next request of the conversation changes, is left out."""
+    """The hashes of a request's growing prefix, the shortest first; none of what is not a prompt.
+    The last block, which the next request of the conversation changes, is left out."""
     try:
         document = msgspec.json.decode(body, type=_Prompt)
     except (msgspec.DecodeError, RecursionError):

@@ -110,7 +110,7 @@ def wrong_literal(literal: Value | None, file: str) -> Iterator[str]:
     if not all(map(KEY.fullmatch, keys)):
         yield RULE
     if len(keys) > 1 and NONE in keys:
-        yield "none is no key"
+        yield "none is not a key"
 
 
 def _visible_secrets(spec: InstanceSpec) -> Iterator[str]:

@@ -72,7 +72,7 @@ def _program(configuration: Configuration, path: Path | None) -> Iterator[str]:
     elif named and path.is_dir():
         yield f"{place} = {named}: {path} is a folder; name the llama-server in it"
     elif named and not path.is_file():
-        yield f"{place} = {named}: {path} is no file"
+        yield f"{place} = {named}: {path} is not a file"
     elif named and not os.access(path, os.X_OK):
         yield f"{place} = {named}: {path} may not be executed"
 
@@ -142,7 +142,7 @@ def _gateway(configuration: Configuration, instances: list[ResolvedOptions]) -> 
     for pattern, name in gateway.models.items():
         if name.casefold() not in folded:
             key = messages.dotted(("models", pattern))
-            why = f"is no instance and no alias{did_you_mean(name, names)}"
+            why = f"is neither an instance nor an alias{did_you_mean(name, names)}"
             yield f"{configuration.label}: gateway.{key} = {messages.shown(name)}: {why}"
 
 

@@ -38,9 +38,9 @@ def wrong(names: Collection[str], path: Path, *, takes_names: bool) -> str:
     if not text.strip():
         return f"{path} is empty"
     if TEMPLATE in kind and "{" not in text and not takes_names:
-        return f"{path} is no template: every prompt would be this text"
+        return f"{path} is not a template: every prompt would be this text"
     if GRAMMARS in kind and not GRAMMAR.search(text):
-        return f"{path} is no grammar: it has no rule root ::= …"
+        return f"{path} is not a grammar: it has no rule root ::= …"
     return f"{path} {why}" if kind & OBJECTS and (why := _not_json(text)) else ""
 
 
@@ -49,5 +49,5 @@ def _not_json(text: str) -> str:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return f"is no JSON: {error}"
+        return f"is not JSON: {error}"
     return "" if isinstance(content, dict) else "is JSON, but no object"

@@ -27,8 +27,8 @@ WITH_MODEL = ("draft-simple", "draft-eagle3", "draft-dflash", "draft-dspark")
 ADAPTERS = ("lora", "lora-scaled")
 JINJA = "jinja"
 NO_TEMPLATE = (
-    "is no template: every prompt would be this text; a file is named by chat_template_file, and "
-    "a template of llama.cpp's own, other than chatml, wants no_jinja = true beside it"
+    "is not a template: every prompt would be this text; a file is named by chat_template_file, "
+    "and a template of llama.cpp's own, other than chatml, wants no_jinja = true beside it"
 )
 OPTIONS_IN_ENVIRONMENT = ("LLAMA_ARG_", "LLAMA_API_KEY")
 VARIABLE = re.compile(r"\(env: (\w+)\)")  # in the help of an option
@@ -155,7 +155,7 @@ def _wrong_file(
             return ""
         if is_there(path):
             return _wrong_content(resolved, name, names, path)
-    return f"{path} does not exist" if may_be_folder else f"{path} is no file"
+    return f"{path} does not exist" if may_be_folder else f"{path} is not a file"
 
 
 def _wrong_content(resolved: ResolvedOptions, name: str, names: set[str], path: Path) -> str:
@@ -278,7 +278,7 @@ def _model_errors(spec: InstanceSpec) -> Iterator[str]:
             yield spec.line("model.quant", f" = {shown(quant)}: must be {allowed}")
     imatrix = spec.model.get("imatrix")
     if imatrix and not reference.is_file(Path(imatrix)):
-        yield f"{spec.at('model.imatrix')}: {imatrix} is no file"
+        yield f"{spec.at('model.imatrix')}: {imatrix} is not a file"
 
 
 def warnings(resolved: ResolvedOptions) -> Iterator[str]:

@@ -71,7 +71,7 @@ def toml(file: Path) -> dict[str, Any]:
         return bounded(tomllib.loads(text, parse_float=Decimal), str(file))
     except tomllib.TOMLDecodeError as error:
         why, _, at = str(error).removesuffix(")").rpartition(" (at ")
-        raise UsageError(f"{file}: {at}: is no TOML: {why}", _hint(text, at, why)) from None
+        raise UsageError(f"{file}: {at}: is not TOML: {why}", _hint(text, at, why)) from None
     except ValueError:  # Python limits how many digits it reads
         raise UsageError(f"{file}: {TOO_LARGE}") from None
     except RecursionError:
@@ -79,8 +79,8 @@ def toml(file: Path) -> dict[str, Any]:
 
 
 def _hint(text: str, at: str, why: str) -> str:
-    """What is often meant by a line that is no TOML; `at` says which one it is, `why` what is wrong
-    with it."""
+    """What is often meant by a line that is not TOML; `at` says which one it is, `why` what is
+    wrong with it."""
     if why.startswith(("Cannot overwrite", "Cannot declare", "Duplicate")):
         return "a key or a table of this name is given before; write one of them"
     number = re.match(r"line (\d+)", at)
@@ -113,9 +113,9 @@ def overrides(text: str, where: str) -> dict[str, Any]:
         )
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise UsageError(f"{where}: {at}: is no JSON: {error.msg}") from None
+        raise UsageError(f"{where}: {at}: is not JSON: {error.msg}") from None
     except ValueError as error:
-        raise UsageError(f"{where}: is no JSON object: {error}") from None
+        raise UsageError(f"{where}: is not a JSON object: {error}") from None
     except RecursionError:
         raise UsageError(f"{where}: {TOO_DEEP}") from None
     if not isinstance(content, dict):
@@ -188,7 +188,7 @@ def _finite(text: str) -> Decimal:
     """A decimal of JSON. Raises ValueError where it is none."""
     number = Decimal(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no number")
+        raise ValueError(f"{text} is not a number")
     return number
 
 

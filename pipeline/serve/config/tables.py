@@ -76,7 +76,7 @@ def _option(value: Any, _: object) -> Any:
 def _as_json(name: str, value: Any) -> Any:
     """A table as JSON, where the option takes that; else the value as it is."""
     if isinstance(value, dict) and JSON_OPTION.fullmatch(name):
-        with suppress(ValueError, RecursionError):  # nan, which is no JSON
+        with suppress(ValueError, RecursionError):  # nan, which is not JSON
             return json.dumps(value, allow_nan=False, ensure_ascii=False, default=str)
     return value
 

@@ -186,8 +186,8 @@ def _formed(value: Scalar, form: str, allowed: str) -> None:
 
 
 def _samplers(text: str) -> None:
-    """Raise ValueError where a part between semicolons is no sampler: llama-server leaves it out,
-    so that of names with commas between them none is used."""
+    """Raise ValueError where a part between semicolons is not a sampler: llama-server leaves it
+    out, so that of names with commas between them none is used."""
     known = SAMPLERS.split()
     plain = {each.replace("_", "") for each in (*known, *OTHER_SAMPLERS)}
     for part in filter(None, text.split(";")):

@@ -196,7 +196,7 @@ def errors(
         text = resolved.text(name)
         is_template = name == "chat-template" and any(sign in text for sign in "{}\n")
         if text and not is_template and not is_there(beside(folder, text)):
-            yield spec.line(f"server.{name}", f" = {text}: {beside(folder, text)} is no file")
+            yield spec.line(f"server.{name}", f" = {text}: {beside(folder, text)} is not a file")
 
 
 def sleep_warnings(resolved: ResolvedOptions, environ: Mapping[str, str]) -> Iterator[str]:

@@ -79,10 +79,10 @@ def read(file: Path) -> Read:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise UsageError(f"{file}: {where}is no YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{file}: is no YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
     except (LookupError, TypeError, AttributeError):  # PyYAML's, for `!!timestamp tomorrow`
         raise UsageError(
-            f"{file}: is no YAML: a value is not what its tag says", "leave tags such as !!int out"
+            f"{file}: is not YAML: a value is not what its tag says", "leave tags such as !!int out"
         ) from None
     except RecursionError:
         raise UsageError(f"{file}: {TOO_DEEP}") from None

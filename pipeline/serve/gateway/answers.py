@@ -30,7 +30,7 @@ TOO_LONG = re.compile(rb"input \((\d+) tokens\) is too large to process.{0,80}si
 NO_INPUT = re.compile(rb"(image|audio|video) input is not supported")
 NO_DOWNLOAD = re.compile(rb"cannot make GET request|Failed to download image")
 OUT_OF_RANGE = re.compile(rb'"vector::_M_(default_append|range_check)')
-# Of these its own words are told; 316 is an answer that is no UTF-8.
+# Of these its own words are told; 316 is an answer that is not UTF-8.
 WRONG = re.compile(
     r"'\w+' is required|\[json\.exception\.(?!type_error\.316)|"
     "Failed to parse (tools|messages|tool_choice)|Unknown reasoning format|Invalid base64 value|"

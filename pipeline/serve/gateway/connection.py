@@ -93,7 +93,7 @@ class Connection(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, unless an answer has begun: the request that came with it, if
+        """Answer what is not HTTP, unless an answer has begun: the request that came with it, if
         there is one, gets no other."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True

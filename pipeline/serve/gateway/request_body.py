@@ -174,7 +174,7 @@ def seconds(keep_alive: float | str | None) -> float | None:
         return keep_alive if keep_alive <= LONGEST_KEEP else -1.0
     match = DURATION.fullmatch(keep_alive.strip())
     if not match:
-        raise Refused(400, f'keep_alive {keep_alive[:100]!r} is no duration such as "5m"')
+        raise Refused(400, f'keep_alive {keep_alive[:100]!r} is not a duration such as "5m"')
     parts = PART.findall(match[2])
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
     return -1.0 if (match[1] == "-" and total) or total > LONGEST_KEEP else total

@@ -92,7 +92,7 @@ class Driver:
 
 def main() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what Ray prints is no answer
+    os.dup2(2, 1)  # what Ray prints is not an answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     driver = Driver()
     for line in sys.stdin:

@@ -45,7 +45,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
             "gpu_layers = 1\nn_gpu_layers = 1",
             "n_gpu_layers and gpu_layers are one option; write one of them",
         ),
-        ("chat_template = 'llama3'", 'chat_template = "llama3": is no template: every prompt'),
+        ("chat_template = 'llama3'", 'chat_template = "llama3": is not a template: every prompt'),
         ("chat_template = 'my.jinja'\nno_jinja = false", 'chat_template = "my.jinja": is no'),
         (
             "control_vector_layer_range = [1]",
@@ -85,7 +85,7 @@ ROUTER = "note: models.toml: instance.chat: names no model, so llama-server rout
         ("api_key_file = 'none'", "api_key_file = none: "),
         ("api_key = ''", 'api_key: must be a key, or "none"'),
         ("api_key = true", "api_key = true: --api-key takes a value: KEY"),
-        ("api_key = ['a', 'none']", "api_key: none is no key"),
+        ("api_key = ['a', 'none']", "api_key: none is not a key"),
         ("api_key = '#a'", "api_key: a key must not begin with # or hold spaces"),
         ('api_key = "a\\nb"', "api_key: a key must not begin with # or hold spaces"),
         (
@@ -236,10 +236,10 @@ def test_all_mistakes_of_file_and_options_at_once(tmp_path: Path) -> None:
         "models.toml: master.max_loading = 0: must be at least 1",
         "models.toml: instance.server.ctx_sise: llama-server has no --ctx-sise"
         "; did you mean ctx_size?",
-        f"models.toml: instance.a.server.model = gone.gguf: {gone} is no file",
+        f"models.toml: instance.a.server.model = gone.gguf: {gone} is not a file",
         "models.toml: instance.b.control.gpu_ids = 0,3: there is no card 3 (there are 2, from 0)",
         "models.toml: instance.c.server.model: contradicts the model table; leave one out",
-        f"models.toml: instance.c.server.model = gone.gguf: {gone} is no file",
+        f"models.toml: instance.c.server.model = gone.gguf: {gone} is not a file",
         "models.toml: instance.b.server.port: 127.0.0.1:8080 is taken by instance.a.server.port",
     ]
 
@@ -281,7 +281,7 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
         ("host = '0.0.0.0'\napi_key = 'none'", []),
         ("[gateway.models]\n'a*' = 'chat'\n'b*' = 'Mine'\n'c' = 'off'", []),
         ("host = 'a:1'", ['host = "a:1": must be one host name or address alone, such as']),
-        ("api_key_file = 'gone'", ["api_key_file = {}/gone: {}/gone is no file"]),
+        ("api_key_file = 'gone'", ["api_key_file = {}/gone: {}/gone is not a file"]),
         ("api_key_file = 'empty'", ["api_key_file = {}/empty: {}/empty holds no key"]),
         (
             "api_key = 'a b'\napi_key_file = 'keys'",
@@ -293,8 +293,9 @@ def test_the_port_of_the_gateway(tmp_path: Path) -> None:
         (
             "[gateway.models]\n'claude-*' = 'chta'\nx = 'gone'",
             [
-                'models."claude-*" = "chta": is no instance and no alias; did you mean chat?',
-                'models.x = "gone": is no instance and no alias',
+                'models."claude-*" = "chta": is neither an instance nor an alias; '
+                "did you mean chat?",
+                'models.x = "gone": is neither an instance nor an alias',
             ],
         ),
     ],
@@ -315,12 +316,12 @@ def test_what_overrides_bring_is_said_to_be_theirs(tmp_path: Path) -> None:
     told = {"api_key_file": "gone", "host": "0.0.0.0"}
     over = json.dumps({"instance": {"server": told}, "gateway": told})
     text = f"{SERVER}api_key = 'x'\n[gateway]\napi_key = 'y'\n"
-    gone = f" = gone: {tmp_path}/gone is no file"
+    gone = f" = gone: {tmp_path}/gone is not a file"
     assert checked(tmp_path, text, overrides=over, where="OVERRIDES") == [
         f"OVERRIDES: instance.server.api_key_file{gone}",
         "models.toml: instance.chat.server.api_key: contradicts "
         "OVERRIDES: instance.server.api_key_file; leave one out",
-        f"OVERRIDES: gateway.api_key_file = {tmp_path}/gone: {tmp_path}/gone is no file",
+        f"OVERRIDES: gateway.api_key_file = {tmp_path}/gone: {tmp_path}/gone is not a file",
         "models.toml: gateway.api_key: contradicts OVERRIDES: gateway.api_key_file; leave one out",
     ]
 
@@ -424,7 +425,7 @@ def test_what_adds_up_is_not_said_to_be_the_last_one(tmp_path: Path, text: str) 
             'quant = "q44": must be auto, fit, a size such as 4.8bpw or 3GiB, or a type of '
             "llama-quantize",
         ),
-        ("ref = 'demo'\nimatrix = 'gone'", "imatrix: {}/gone is no file"),
+        ("ref = 'demo'\nimatrix = 'gone'", "imatrix: {}/gone is not a file"),
     ],
 )
 def test_a_mistake_in_a_model_table(tmp_path: Path, text: str, line: str) -> None:
@@ -442,7 +443,7 @@ class TestProgram:
     def test_what_cannot_be_one(self, tmp_path: Path) -> None:
         place = "models.toml: master.llama_cpp_path"
         (tmp_path / "file").touch()
-        assert self.found(tmp_path, "gone") == f"{place} = gone: {tmp_path / 'gone'} is no file"
+        assert self.found(tmp_path, "gone") == f"{place} = gone: {tmp_path / 'gone'} is not a file"
         assert "is a folder; name the llama-server in it" in self.found(tmp_path, ".")
         if os.name == "posix":
             assert self.found(tmp_path, "file").endswith("may not be executed")

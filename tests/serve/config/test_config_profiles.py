@@ -91,15 +91,18 @@ DOUBLED = "".join(f"x{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("profiles: [", "line 1, column 12: is no YAML"),
+        ("profiles: [", "line 1, column 12: is not YAML"),
         ("profiles: !!int _", "a value is not what its tag says"),
         ("profiles: !!timestamp tomorrow", "a value is not what its tag says"),
         ("profiles: &a {<<: [" + "*a, " * 101 + "]}", "line 1: merges more than 100 tables"),
         (f"x0: &a0 {{k: v}}\n{DOUBLED}profiles: {{<<: *a39}}", "merges more than 10,000 keys"),
         ('profiles: {x: "\\0"}', "line 1: holds a zero byte or half of a letter"),
-        ("profiles:\n\t- a", "line 2, column 1: is no YAML"),
-        ("profiles: !!python/object:os.system {}", "is no YAML: could not determine a constructor"),
-        ("profiles: {}\n---\nprofiles: {}", "is no YAML: but found another document"),
+        ("profiles:\n\t- a", "line 2, column 1: is not YAML"),
+        (
+            "profiles: !!python/object:os.system {}",
+            "is not YAML: could not determine a constructor",
+        ),
+        ("profiles: {}\n---\nprofiles: {}", "is not YAML: but found another document"),
         (
             "profiles:\n  chat:\n    backend: vllm\n    backend: x\n",
             "line 4: backend is given twice",

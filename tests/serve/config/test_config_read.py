@@ -375,9 +375,9 @@ class TestTexts:
         [
             (b"", "is empty"),
             (b" \n\t\n", "is empty"),
-            (b"[master\n", "line 1, column 8: is no TOML"),
-            (b"[master]\nenable = yes\n", "line 2, column 10: is no TOML"),
-            (b"a = 1\na = 2\n", "is no TOML: Cannot overwrite a value"),
+            (b"[master\n", "line 1, column 8: is not TOML"),
+            (b"[master]\nenable = yes\n", "line 2, column 10: is not TOML"),
+            (b"a = 1\na = 2\n", "is not TOML: Cannot overwrite a value"),
             (b"x = '\xff'", "line 1: is not UTF-8"),
             (b"[a]\n\nx = '\xfc'", "line 3: is not UTF-8"),
             ("[master]\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
@@ -418,7 +418,7 @@ class TestTexts:
     def test_what_is_often_meant(self, tmp_path: Path, line: str, hint: str) -> None:
         file = tmp_path / "models.toml"
         file.write_text(f"y = 1\n{line}\n", encoding="utf-8")
-        with pytest.raises(UsageError, match=r"line 2|is no TOML") as caught:
+        with pytest.raises(UsageError, match=r"line 2|is not TOML") as caught:
             load(file)
         assert caught.value.hint.startswith(hint)
 
@@ -536,13 +536,13 @@ class TestOverrides:
     @pytest.mark.parametrize(
         ("text", "why"),
         [
-            ("{", "line 1, column 2: is no JSON"),
+            ("{", "line 1, column 2: is not JSON"),
             ("3", "must be a JSON object"),
             ("[]", "must be a JSON object"),
             ('{"a": 1, "a": 2}', "a is given twice"),
-            ('{"a": NaN}', "NaN is no number"),
-            ('{"a": -Infinity}', "-Infinity is no number"),
-            ('{"a": 1e400}', "1e400 is no number"),
+            ('{"a": NaN}', "NaN is not a number"),
+            ('{"a": -Infinity}', "-Infinity is not a number"),
+            ('{"a": 1e400}', "1e400 is not a number"),
             ("[" * 100_000, "nested too deeply"),
             ('{"a": {"b": "\\ud800"}}', "a.b: holds a zero byte or half of a letter"),
             ('{"a":' * 99 + "1" + "}" * 99, "nested too deeply"),

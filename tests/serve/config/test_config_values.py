@@ -135,14 +135,17 @@ LONG = "x" * 300  # longer than a file's name may be: a template itself, for one
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("lora = 'gone'", "lora = gone: {}/gone is no file"),
-        ("lora = 'models.toml,gone'", "lora = gone: {}/gone is no file"),
-        ("lora_scaled = 'models.toml:0.5,gone:1'", "lora_scaled = gone: {}/gone is no file"),
+        ("lora = 'gone'", "lora = gone: {}/gone is not a file"),
+        ("lora = 'models.toml,gone'", "lora = gone: {}/gone is not a file"),
+        ("lora_scaled = 'models.toml:0.5,gone:1'", "lora_scaled = gone: {}/gone is not a file"),
         ("slot_save_path = 'gone'", "slot_save_path = gone: {}/gone does not exist"),
-        ("chat_template_file = 'gone'", "chat_template_file = gone: {}/gone is no file"),
-        (f"chat_template_file = '{LONG}'", f"chat_template_file = {LONG}: {{}}/{LONG} is no file"),
+        ("chat_template_file = 'gone'", "chat_template_file = gone: {}/gone is not a file"),
+        (
+            f"chat_template_file = '{LONG}'",
+            f"chat_template_file = {LONG}: {{}}/{LONG} is not a file",
+        ),
         (f"slot_save_path = '{LONG}'", f"slot_save_path = {LONG}: {{}}/{LONG} does not exist"),
-        (f"model = '{LONG}'", f"model = {LONG}: {{}}/{LONG} is no file"),
+        (f"model = '{LONG}'", f"model = {LONG}: {{}}/{LONG} is not a file"),
         (
             "model = 'x-00001-of-00003.gguf'",
             "model = x-00001-of-00003.gguf: {}/x-00001-of-00003.gguf: 1 of its 3 parts",
@@ -162,12 +165,12 @@ def test_a_file_that_is_not_there(tmp_path: Path, text: str, why: str) -> None:
         ("chat_template_file", "{{ messages }}".encode("utf-16"), "is UTF-16; save it as UTF-8"),
         ("chat_template_file", b"\xfc{{ messages }}", "line 1: is not UTF-8; save it as UTF-8"),
         ("chat_template_file", b" \n", "is empty"),
-        ("chat_template_file", b"chatml", "is no template: every prompt would be this text"),
+        ("chat_template_file", b"chatml", "is not a template: every prompt would be this text"),
         ("chat_template_file", b"{{ messages }}", ""),
         ("grammar_file", b'root ::= "a"', ""),
         ("grammar_file", b"\xef\xbb\xbfroot ::= [a]", "begins with a byte order mark"),
-        ("grammar_file", b'answer ::= "a"', "is no grammar: it has no rule root ::="),
-        ("ui_config_file", b"{a: 1}", "is no JSON: Expecting property name"),
+        ("grammar_file", b'answer ::= "a"', "is not a grammar: it has no rule root ::="),
+        ("ui_config_file", b"{a: 1}", "is not JSON: Expecting property name"),
         ("ui_config_file", b"[1]", "is JSON, but no object"),
         ("ui_config_file", b'{"a": 1}', ""),
     ],
@@ -184,7 +187,7 @@ def test_a_file_that_holds_something_else(
 def test_a_folder_that_is_none(tmp_path: Path, name: str) -> None:
     why = f" = {name}: {tmp_path / name} is a file, not a folder" if name else ": names nothing"
     assert wrong(tmp_path, f"{SERVER}slot_save_path = '{name}'").startswith(f"slot_save_path{why}")
-    assert wrong(tmp_path, f"{SERVER}ui_config_file = '{tmp_path}'").endswith("is no file")
+    assert wrong(tmp_path, f"{SERVER}ui_config_file = '{tmp_path}'").endswith("is not a file")
 
 
 class TestOfAProfile:
@@ -310,7 +313,7 @@ def test_a_value_that_vllm_does_not_take(tmp_path: Path, text: str, why: str) ->
 )
 def test_a_file_that_vllm_would_not_find(tmp_path: Path, text: str, is_wrong: bool) -> None:
     lines = [line for line in checked(tmp_path, VLLM + text) if "note: " not in line]
-    assert [line.endswith(" is no file") for line in lines] == [True] * is_wrong
+    assert [line.endswith(" is not a file") for line in lines] == [True] * is_wrong
 
 
 def test_vllm_reads_units_itself(tmp_path: Path) -> None:

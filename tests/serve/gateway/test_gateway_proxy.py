@@ -811,7 +811,7 @@ def test_a_hung_instance_holds_no_file_of_the_page(here: Site) -> None:
     ("settings", "status", "text"),
     [
         ({"host": "0.0.0.0"}, 3, "there is no API key"),
-        ({"api_key_file": "/nowhere/key"}, 3, "is no file"),
+        ({"api_key_file": "/nowhere/key"}, 3, "is not a file"),
     ],
 )
 def test_it_refuses_to_start(here: Site, settings: dict[str, str], status: int, text: str) -> None:

@@ -292,7 +292,7 @@ def test_an_open_address_needs_a_key(tmp_path: Path) -> None:
         check(GatewaySettings(host=host, without_key=True))
     for host in ("127.0.0.1", "127.0.0.9", "::1", "LocalHost"):
         check(GatewaySettings(host=host))
-    with pytest.raises(UsageError, match="none is no file"):
+    with pytest.raises(UsageError, match="none is not a file"):
         check(GatewaySettings(api_key_file=str(tmp_path / "none")))
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfk\n")
     with pytest.raises(UsageError, match="byte order mark"):
@@ -337,7 +337,7 @@ def test_what_else_is_read_of_a_body() -> None:
     assert not parsed.streams and parsed.keep_alive == -1
     assert parse_body("", b'{"keep_alive": null}').keep_alive is None
     assert parse_body("", b'{"keep_alive": 0.5}').keep_alive == 0.5
-    with pytest.raises(Refused, match="keep_alive 'soon' is no duration"):
+    with pytest.raises(Refused, match="keep_alive 'soon' is not a duration"):
         parse_body("", b'{"keep_alive": "soon"}')
     for wrong in (b"true", b"[]", b"{}", b"1e400"):
         with pytest.raises(Refused, match="keep_alive must be a number of seconds or a duration"):

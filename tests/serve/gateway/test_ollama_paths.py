@@ -235,7 +235,7 @@ def test_wrong_requests(here: Site) -> None:
         (b'{"model": "chat", "messages": 3}', "$.messages"),
         (b'{"model": "chat", "messages": [{"role": "user", "content": "\xff"}]}', "not UTF-8"),
         (b'{"model": "chat", "tools": ' + b"[" * 2000 + b"]" * 2000 + b"}", "nested too deep"),
-        (b'{"model": "chat", "keep_alive": "soon"}', "is no duration"),
+        (b'{"model": "chat", "keep_alive": "soon"}', "is not a duration"),
         (b'{"model": "chat", "keep_alive": true}', "keep_alive must be a number of seconds or a"),
     ):
         answer = httpx2.post(f"{here.url}/api/chat", content=body, timeout=30)

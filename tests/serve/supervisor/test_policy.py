@@ -121,7 +121,7 @@ REFUSED = (
     ("line", "status", "hopeless"),
     [
         ("pixi: cannot be started: No such file or directory", None, True),
-        ("host=x y: is no address: Name or service not known", None, True),
+        ("host=x y: is not an address: Name or service not known", None, True),
         ("error: invalid argument: --nosuch", 1, True),
         ('error while handling argument "--parallel": invalid value', 1, True),
         ("gguf_init_from_file: failed to open GGUF file 'x' (No such file or directory)", 1, True),
