@@ -31,6 +31,20 @@ def load(name: str) -> ModuleType:
     return import_module(name)
 
 
+def load_all() -> None:
+    """Load what the loaded modules, and what they use, would load later: for a process that goes on
+    while the project's files are replaced by another version's, which would not fit."""
+    while names := {
+        lazy.__name__
+        for name, module in [*sys.modules.items()]
+        if name.partition(".")[0] == __name__.partition(".")[0] and type(module) is ModuleType
+        for lazy in [*vars(module).values()]
+        if isinstance(lazy, _Lazy) and lazy.__name__ not in sys.modules
+    }:
+        for name in names:
+            load(name)
+
+
 class _Lazy(ModuleType):
     """Stands for a module that is loaded when something in it is used, in whichever thread: the
     import system makes sure that no thread sees half a module."""

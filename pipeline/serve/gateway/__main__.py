@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.core import log
+from pipeline.core import lazy, log
 from pipeline.core.errors import PipelineError, UsageError
 from pipeline.serve.supervisor.state import Folder
 
@@ -24,6 +24,7 @@ def main() -> int:
     """Exit status: 0 after a requested stop, 1 on failure, 3 for wrong usage."""
     log.guard_streams()
     folder, settings = sys.argv[1:]
+    lazy.load_all()
     try:
         run(View(Folder(Path(folder))), msgspec.json.decode(settings, type=GatewaySettings))
     except PipelineError as error:

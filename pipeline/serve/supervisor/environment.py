@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.core import lazy
 from pipeline.core.environment import own, servers, vllm
 from pipeline.serve import health
-from pipeline.serve.server import GATEWAY, LLAMA_CPP, VLLM, Server
+from pipeline.serve.server import GATEWAY, LLAMA_CPP, OFF, VLLM, Server
 
 from .state import VARIABLE, Folder
 
 VLLM_KEY = "VLLM_API_KEY"
+RELAY = "pipeline.serve.guard.relay"  # takes 4 MB
+SANDBOX = [f"pipeline.core.sandbox.{x}" for x in ("bubblewrap", "landlock", "seatbelt", "seccomp")]
 
 
 def environment(instance: Server, at: Folder) -> dict[str, str]:
@@ -27,6 +30,13 @@ def environment(instance: Server, at: Folder) -> dict[str, str]:
     elif instance.engine == VLLM and (key := health.key(instance)):
         env[VLLM_KEY] = key
     return {**env, **instance.env}
+
+
+def load_for(instance: Server) -> None:
+    """Load the modules that its start takes. It may start later, when the project's files are those
+    of another version, which do not fit what is loaded."""
+    for module in [RELAY] * instance.guard + SANDBOX * (instance.sandbox != OFF):
+        lazy.load(module)
 
 
 def for_supervisor(environ: Mapping[str, str], instances: Iterable[Server]) -> dict[str, str]:

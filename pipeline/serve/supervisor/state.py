@@ -105,6 +105,11 @@ class State(Struct, frozen=True, kw_only=True):
         return not {*Server.__struct_fields__} <= {*self.reads}
 
 
+def begun(pid: int, started: float) -> State:
+    """The state of a supervisor of this version that begins."""
+    return State(pid=pid, started=started, asked=0, reads=Server.__struct_fields__)
+
+
 class Folder(Struct, frozen=True):
     """The files of one configuration."""
 

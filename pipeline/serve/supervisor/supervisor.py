@@ -22,16 +22,17 @@ from threading import Event
 import psutil
 from msgspec.structs import replace
 
+from pipeline.core import lazy
 from pipeline.core.environment import own
 from pipeline.core.errors import PipelineError
 from pipeline.core.paths import REPOSITORY
 from pipeline.core.process import Process, allow_many_files, start_detached
 from pipeline.serve import served
 from pipeline.serve.logfile import Log
-from pipeline.serve.server import Server
 from pipeline.serve.stopping import asked_to_stop
 
 from . import marker, slots
+from .environment import load_for
 from .liveness import is_replaced, only_supervisor
 from .loading import Scheduler
 from .policy import Timing
@@ -45,6 +46,7 @@ from .state import (
     ServerStatus,
     Stamp,
     State,
+    begun,
     read_wanted,
     remove_unfinished,
     servers_of,
@@ -70,12 +72,7 @@ class Supervisor:
         self._wanted_stamp: Stamp = None
         self._written: tuple[State, Stamp] | None = None
         self._next_reaper = 0.0
-        self._own_state = State(
-            pid=os.getpid(),
-            started=marker.start_time(os.getpid()),
-            asked=0,
-            reads=Server.__struct_fields__,
-        )
+        self._own_state = begun(os.getpid(), marker.start_time(os.getpid()))
         self._lock = at.lock.stat().st_ino
 
     def run(self) -> None:
@@ -161,6 +158,7 @@ class Supervisor:
             if current is None or (
                 current.is_over and (current.instance, current.status.asked) != (instance, request)
             ):
+                load_for(instance)
                 self.runners[name] = Runner(instance, request, self.at, self.timing, self.news)
 
     def advance(self, now: float) -> None:
@@ -218,6 +216,7 @@ def supervise(at: Folder, timing: Timing, changed: Report = lambda instance, sta
 
 
 def main() -> None:
+    lazy.load_all()
     supervise(Folder(Path(sys.argv[1])), Timing(**json.loads(sys.argv[2])))
 
 
