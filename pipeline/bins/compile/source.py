@@ -203,8 +203,7 @@ def _submodule(folder: Path) -> Source:
                 "git submodule update --init vendor/llama.cpp",
             )
         return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=tree)
-    heads = _git(folder, "rev-parse", "HEAD", "HEAD^{tree}").split()
-    commit, committed = heads[0], heads[1]
+    commit, committed = _git(folder, "rev-parse", "HEAD", "HEAD^{tree}").split()
     changes = _git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
     if committed == pinned.llama_cpp_tree and not changes:
         return Source(folder=folder, commit=pinned.llama_cpp_commit, tree=committed)

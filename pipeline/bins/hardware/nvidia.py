@@ -45,13 +45,8 @@ def count() -> int | None:
 
 
 def parse(text: str) -> list[Card]:
-    """The cards in the lines of MEMORY_QUERY; other lines are left out, and cards without figures
-    of their own memory."""
-    return [card for card in parse_all(text) if card.total]
-
-
-def parse_all(text: str) -> list[Card]:
-    """The same with those without figures, such as a GB10, whose memory is the machine's."""
+    """The cards in the lines of MEMORY_QUERY, those without figures among them, such as a GB10,
+    whose memory is the machine's; other lines are left out."""
     cards = []
     for line in text.splitlines():
         name, *memory = _words(line, 3)
@@ -128,7 +123,7 @@ def _asked() -> list[Card] | None:
     status, out, err = outcome([program, *MEMORY_QUERY], timeout=SECONDS)
     if status == -1 and "timed out" in err:
         return None
-    return parse_all(out) if status == 0 else []
+    return parse(out) if status == 0 else []
 
 
 def used() -> dict[int, dict[str, int]]:

@@ -161,7 +161,7 @@ def describe(machine: detect.Host, options: BuildOptions, report: requirements.R
         tools=tools,
         toolkit=toolkit,
         toolkit_folder=machine.cuda if toolkit == SYSTEM else "",
-        driver=machine.nvidia[0].driver if machine.nvidia else "",
+        driver=requirements.driver(machine),
     )
 
 
