@@ -31,7 +31,6 @@ from .quality_similarity import Serving
 from .quality_statistics import Verdict, estimate, verdict
 
 SCHEMA = 1  # of what is kept
-CHUNKS = 32  # pieces of text, by default
 FIRST = 16  # pieces for a first verdict; twice as many each time that there is none
 GROWTH = 4  # times the pieces that a report takes: the most for a verdict
 ENOUGH = 0.75  # of the pieces that were asked for: how many a text has is known once it is read

@@ -24,7 +24,6 @@ from pipeline.serve.config.named import CONFIGS
 
 from .command_line import COMMANDS, OF_TASKS, PUBLIC, read_by
 
-OPEN = ("=", "/", ".")  # a word that ends so goes on: no space behind it
 RESERVED = ("control", "server")  # tables in [instance] that are no instances
 
 

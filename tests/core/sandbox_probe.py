@@ -23,7 +23,6 @@ LIBRARY = ctypes.CDLL(None, use_errno=True)
 ANYWHERE = -100  # AT_FDCWD
 THEIRS = {}  # the places, of which `pid` is a process outside
 TRIES = {}
-SHORT = 0.2
 
 
 def tried(function):

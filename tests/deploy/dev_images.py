@@ -41,9 +41,8 @@ BASE = "localhost/infer-dev-base:bookworm"
 PEI_DOCKER = "pei-docker==2.0.1"
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 MARK = "FROM ${DEV_BASE} AS infer-dev"
-# Certificates that somebody added to this machine, what they and the system's become when
-# ca-certificates is installed, and who has to be told.
-OWN_TRUST = Path("/usr/local/share/ca-certificates")
+# What the certificates of the system and of this machine become when ca-certificates is installed,
+# and who has to be told.
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 TRUST = ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")
 

@@ -115,7 +115,6 @@ RECEIPTS = Sequence(
 # Node.js and CUDA
 
 STAMP = "stamp"
-INSIDE = ("server", "lib/deep/library", "lib/link")
 
 
 def fill(made: Path, version: str) -> None:

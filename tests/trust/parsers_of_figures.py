@@ -90,7 +90,6 @@ metric_texts = pieces(
         " ",
     ),
 )
-LABELS = re.compile(r'(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\.)*"(?:,|$))*')
 LINE = re.compile(r"([a-zA-Z_:][\w:]*)\{instance=\"x\\\"y\"(.*)\} *\s*\S.*", re.DOTALL)
 
 

@@ -25,7 +25,7 @@ from pipeline.core.paths import Home
 from pipeline.core.statement import companions
 from pipeline.core.store import artifacts, receipts
 from pipeline.core.store.publish import publish_beside, remove
-from pipeline.core.store.receipts import Recipe, Status
+from pipeline.core.store.receipts import Recipe
 
 from . import bill
 from .manifest import MANIFEST, NAME, ListedFile, Manifest
@@ -206,18 +206,6 @@ llama.cpp is published by its authors under the MIT license{terms}.
 def recipe(files: Mapping[str, PackedFile]) -> Recipe:
     """Everything that the bytes of an archive depend on: the manifest names all the rest."""
     return {"step": "package", "format": FORMAT, "manifest": files[MANIFEST].sha256}
-
-
-def is_current(package: Package) -> bool:
-    """Whether both archives stand as they would be made."""
-    try:
-        current_recipe = recipe(members(package))
-    except PipelineError:
-        return False
-    return all(
-        receipts.status(package.archive(ending), current_recipe) is Status.CURRENT
-        for ending in WRITERS
-    )
 
 
 def make(package: Package, *, force: bool = False) -> list[Path]:
