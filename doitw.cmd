@@ -22,7 +22,7 @@ set "FOUND="
 if not defined PYTHON goto search
 call :try "%PYTHON%"
 if defined FOUND goto bootstrap
->&2 echo doitw: PYTHON=%PYTHON% is no Python 3.11 or later. Unset it, or name another one.
+>&2 echo doitw: PYTHON=%PYTHON% is not Python 3.11 or later. Unset it, or name another one.
 exit /b 1
 
 :search

@@ -471,7 +471,7 @@ def test_old_python(fresh: Checkout, world: World, tmp_path: Path) -> None:
     assert "found no Python 3.11 or later" in alone.err
     named = fresh.doitw(env=fresh.env | {"PYTHON": str(old / "python3")})
     assert (named.status, named.out) == (1, "")
-    assert "is no Python 3.11 or later" in named.err
+    assert "is not Python 3.11 or later" in named.err
     assert "USED" not in alone.err + named.err
 
 

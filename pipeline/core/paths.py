@@ -104,7 +104,7 @@ def home() -> Home:
     try:
         there = next(each for each in (root, *root.parents) if each.exists())
         if not there.is_dir():
-            why = "is not a folder" if there == root else f"{there} is no folder"
+            why = "is not a folder" if there == root else f"{there} is not a folder"
     except OSError as error:  # a name that is too long, or a closed folder above
         why = str(error.strerror)
     if why:

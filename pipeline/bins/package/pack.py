@@ -265,7 +265,7 @@ def _neighbour(path: Path) -> str:
     link = path.readlink()
     if len(link.parts) != 1 or not (path.parent / link).is_file():
         raise PipelineError(
-            f"{path}: is a link to {link}, which is no file in the same folder",
+            f"{path}: is a link to {link}, which is not a file in the same folder",
             f"put a file in its place, or build again: {doitw('build_bins force=1')}",
         )
     return str(link)

@@ -77,7 +77,7 @@ def read(file: Path) -> Read:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UsageError(f"{file}: {where}is no YAML: {error.problem}") from None
+        raise UsageError(f"{file}: {where}is not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
     except (LookupError, TypeError, AttributeError):  # PyYAML's, for `!!timestamp tomorrow`
