@@ -193,7 +193,9 @@ def test_installed_into_a_folder_of_ones_own(
     assert "warning: llama-server sees no device of its backend" in said.read_text()
 
 
-@pytest.mark.parametrize(("words", "says"), [([], "pkg=PATH"), (["pkg=/no/such.zip"], "no file")])
+@pytest.mark.parametrize(
+    ("words", "says"), [([], "pkg=PATH"), (["pkg=/no/such.zip"], "not a file")]
+)
 def test_no_archive_is_wrong_usage(bare: Doit, words: list[str], says: str) -> None:
     wrong = bare("install_package", *words, status=3)
     assert says in wrong.err and "Traceback" not in wrong.err

@@ -116,7 +116,7 @@ def test_refused(name: str, tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "Expecting value"),
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("[" * 100_000, ""),
         ('{"_type": 1, "_type": 2}', "'_type' is in it twice"),
         ('{"_type": NaN}', "NaN is not JSON"),

@@ -158,7 +158,7 @@ def test_without_the_sandbox_it_could(servers: Servers, curious: Server) -> None
         ({"executable": "/opt/bin/llama-server"}, False, "graphics card"),
         ({"executable": "/opt/bin/llama-server", "sandbox": "strict"}, True, ""),
         ({"downloads": True}, False, "may download"),
-        ({"host": "/run/llama.sock"}, False, "no TCP port"),
+        ({"host": "/run/llama.sock"}, False, "not a TCP port"),
         ({"cmd": ("--tools", "all")}, False, "--tools"),
         ({"cmd": ("--rpc", "10.0.0.1:1")}, False, "--rpc"),
         ({"cmd": ("--mcp-servers-config", "x")}, False, "--mcp-servers-config"),
