@@ -51,7 +51,7 @@ FILE = """[instance.bench.model]
 ref = "org/bench"
 [instance.bench.server]
 ctx_size = 16384
-parallel = 8
+parallel = 16
 """
 
 
@@ -61,7 +61,7 @@ def begin(cluster: Cluster, replicas: int, node: str, router: dict[str, Any]) ->
     while cluster.status():
         time.sleep(0.1)
     needed = Resources(cpus=1, custom={node: 1})
-    bench = server("bench", FILE, replicas=(replicas,) * 2, slots=8, resources=needed)
+    bench = server("bench", FILE, replicas=(replicas,) * 2, slots=16, resources=needed)
     made = config([bench], cluster.port)
     if router:
         made["applications"][0]["deployments"][0]["request_router_config"] = router
