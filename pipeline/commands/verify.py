@@ -67,7 +67,7 @@ def verify(session: Session) -> None:
     digests: dict[Path, str] = {}  # of what is as its receipt says
     for path, entry in package(request.pkg, request) if request.pkg else artifacts(model):
         problem = problem_of(path, entry)
-        known = receipts.load(path.parent).get(path.name) if entry else None
+        known = receipts.of(path) if entry else None
         digests[path] = known.sha256 if known and not problem else ""
         is_ours = entry and not request.pkg and is_in_home(session, path)
         checks.add(path, problem, "made" if is_ours else "given")
@@ -120,7 +120,7 @@ def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
         if resolved.local and resolved.kind == "gguf":
             for path in (resolved.folder / file.name for file in resolved.files):
                 is_ours = trace.has_receipt(path, home)
-                yield path, receipts.load(path.parent)[path.name] if is_ours else None
+                yield path, receipts.of(path) if is_ours else None
     for top in tops:
         for receipt in sorted(top.rglob(FILE)):
             if any(folder.name.endswith((".part", ".old")) for folder in receipt.parents):
@@ -133,7 +133,7 @@ def artifacts(model: Model) -> Iterator[tuple[Path, Entry | None]]:
 def package(pkg: Path, request: Request) -> Iterator[tuple[Path, Entry | None]]:
     """The package `pkg=`, with its receipt if it was packed here. Raises UsageError where nothing
     says what it should be."""
-    entry = receipts.load(pkg.parent).get(pkg.name)
+    entry = receipts.of(pkg)
     beside = pkg.with_name(pkg.name + statements.SUFFIX)
     if not (entry or beside.is_file() or request.provenance or request.public_key):
         raise UsageError(
@@ -159,7 +159,7 @@ def checked_again(path: Path, problem: str) -> str:
     """What is wrong with an artifact once no other run works on it, which may just have made it
     anew or removed it; `problem` where that cannot be told."""
     with suppress(OSError), only_one(path):
-        entry = receipts.load(path.parent).get(path.name)
+        entry = receipts.of(path)
         return check(path, entry) if entry and entry.mtime_ns is not None else ""
     return problem
 
